@@ -1,0 +1,337 @@
+//! The machine as it is asked for: the JSON that Firecracker's users already write, with Husk's own keys beside it.
+//!
+//! Raw: the types say what keys exist, not that their values make sense; the runtime's `MachineSpec` does. Unknown and
+//! duplicate keys are refused by name. A file is a path, or `{"fd": N}`: the N-th descriptor of the message that
+//! brought the spec. Sources: Firecracker's `--config-file`; Husk's own keys are `placement`, `exec` and `console`.
+
+use serde::de::{self, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use std::fmt;
+
+/// A whole machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct RawSpec {
+    /// Kernel, initrd and command line.
+    pub boot_source: RawBootSource,
+    /// vCPUs and memory.
+    #[serde(default)]
+    pub machine_config: RawMachineConfig,
+    /// Block devices, in the order in which the guest sees them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drives: Vec<RawDrive>,
+    /// The vsock device; absent: none, unless `exec` needs one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<RawVsock>,
+    /// Husk: where vCPUs and memory are put.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placement: Option<RawPlacement>,
+    /// Husk: the descriptor that the guest's exec port is bound to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exec: Option<RawExec>,
+    /// Husk: the serial console.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub console: Option<RawConsole>,
+}
+
+/// What is booted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawBootSource {
+    /// ELF (64-bit protocol or PVH) or bzImage.
+    pub kernel_image_path: FileRef,
+    /// Initial RAM file system.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd_path: Option<FileRef>,
+    /// Kernel command line; absent: Husk's default. The device declarations are appended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_args: Option<String>,
+    /// Husk: which entry of the kernel is taken.
+    #[serde(default, skip_serializing_if = "BootProtocol::is_auto")]
+    pub boot_protocol: BootProtocol,
+}
+
+/// The way into a kernel.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BootProtocol {
+    /// PVH if an ELF kernel carries the note, else the 64-bit protocol.
+    #[default]
+    Auto,
+    /// Linux's 64-bit boot protocol.
+    Linux64,
+    /// The PVH entry; refused if the kernel lacks the note.
+    Pvh,
+}
+
+impl BootProtocol {
+    fn is_auto(&self) -> bool {
+        *self == Self::Auto
+    }
+}
+
+/// vCPUs and memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawMachineConfig {
+    /// Number of vCPUs, 1 to 32.
+    #[serde(default = "one")]
+    pub vcpu_count: u64,
+    /// Memory in MiB.
+    #[serde(default = "default_mem_size_mib")]
+    pub mem_size_mib: u64,
+    /// Threads per core; `true` is refused until there is a topology to put them in.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub smt: bool,
+    /// Dirty page tracking; `true` is refused until there are snapshots.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub track_dirty_pages: bool,
+    /// Pages that guest memory is made of.
+    #[serde(default, skip_serializing_if = "HugePages::is_none")]
+    pub huge_pages: HugePages,
+}
+
+impl Default for RawMachineConfig {
+    fn default() -> Self {
+        Self {
+            vcpu_count: one(),
+            mem_size_mib: default_mem_size_mib(),
+            smt: false,
+            track_dirty_pages: false,
+            huge_pages: HugePages::None,
+        }
+    }
+}
+
+/// Pages that guest memory is made of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HugePages {
+    /// Anonymous memory, transparent huge pages advised.
+    #[default]
+    None,
+    /// hugetlb pages of 2 MiB.
+    #[serde(rename = "2M")]
+    TwoMiB,
+}
+
+impl HugePages {
+    fn is_none(&self) -> bool {
+        *self == Self::None
+    }
+}
+
+/// One block device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawDrive {
+    /// Name of the drive; the guest reads it as the disk's serial (first 20 bytes).
+    pub drive_id: String,
+    /// The raw file behind it.
+    pub path_on_host: FileRef,
+    /// Whether the guest kernel is told `root=` this drive.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub is_root_device: bool,
+    /// Whether the host refuses writes.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub is_read_only: bool,
+    /// Whether a flush reaches the disk.
+    #[serde(default, skip_serializing_if = "CacheType::is_unsafe")]
+    pub cache_type: CacheType,
+}
+
+/// What a guest's flush does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CacheType {
+    /// Nothing; the feature is not offered.
+    #[default]
+    Unsafe,
+    /// `fdatasync`.
+    Writeback,
+}
+
+impl CacheType {
+    fn is_unsafe(&self) -> bool {
+        *self == Self::Unsafe
+    }
+}
+
+/// The vsock device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawVsock {
+    /// The guest's context id, at least 3.
+    pub guest_cid: u64,
+    /// The unix socket on which the host's programs say `CONNECT <port>`: in a cell the listening descriptor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uds_path: Option<FileRef>,
+    /// Accepted and ignored, as by Firecracker.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock_id: Option<String>,
+}
+
+/// Where vCPUs and memory are put.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawPlacement {
+    /// Host CPU of each vCPU; empty: not pinned. As many as there are vCPUs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pin: Vec<u32>,
+    /// Populate guest memory before the first instruction.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub prefault: bool,
+}
+
+/// The exec channel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawExec {
+    /// A connected stream socket; what the guest sends to `port` on CID 2 comes out of its other end.
+    pub channel: FileRef,
+    /// The vsock port, [`crate::exec::PORT`] unless there is a reason.
+    pub port: u32,
+}
+
+/// The serial console.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawConsole {
+    /// Where what the guest prints is written to.
+    pub output: FileRef,
+}
+
+/// A file: by path, or by its place among the descriptors that came along.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FileRef {
+    /// To be opened, by whoever may.
+    Path(String),
+    /// Opened already.
+    Fd(u32),
+}
+
+impl Default for FileRef {
+    fn default() -> Self {
+        Self::Path(String::new())
+    }
+}
+
+impl fmt::Display for FileRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => f.write_str(path),
+            Self::Fd(index) => write!(f, "descriptor {index} of the message"),
+        }
+    }
+}
+
+impl Serialize for FileRef {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeMap;
+        match self {
+            Self::Path(path) => serializer.serialize_str(path),
+            Self::Fd(index) => {
+                let mut map = serializer.serialize_map(Some(1))?;
+                map.serialize_entry("fd", index)?;
+                map.end()
+            }
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for FileRef {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct FileRefVisitor;
+
+        impl<'de> Visitor<'de> for FileRefVisitor {
+            type Value = FileRef;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a path, or {\"fd\": N}")
+            }
+
+            fn visit_str<E: de::Error>(self, path: &str) -> Result<FileRef, E> {
+                Ok(FileRef::Path(path.to_owned()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<FileRef, A::Error> {
+                match map.next_key::<String>()?.as_deref() {
+                    Some("fd") => {}
+                    Some(other) => return Err(de::Error::unknown_field(other, &["fd"])),
+                    None => return Err(de::Error::missing_field("fd")),
+                }
+                let index = map.next_value()?;
+                match map.next_key::<String>()? {
+                    None => Ok(FileRef::Fd(index)),
+                    Some(other) => Err(de::Error::unknown_field(&other, &["fd"])),
+                }
+            }
+        }
+
+        deserializer.deserialize_any(FileRefVisitor)
+    }
+}
+
+const fn one() -> u64 {
+    1
+}
+
+const fn default_mem_size_mib() -> u64 {
+    128
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's skip_serializing_if takes a reference")]
+const fn is_false(value: &bool) -> bool {
+    !*value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FIRECRACKERS: &str = r#"{
+        "boot-source": {"kernel_image_path": "vmlinux", "boot_args": "quiet", "initrd_path": null},
+        "drives": [{"drive_id": "rootfs", "path_on_host": "root.ext4", "is_root_device": true,
+                    "is_read_only": false, "cache_type": "Unsafe"}],
+        "machine-config": {"vcpu_count": 2, "mem_size_mib": 1024, "smt": false, "track_dirty_pages": false,
+                           "huge_pages": "2M"},
+        "vsock": {"guest_cid": 3, "uds_path": "/tmp/v.sock"}
+    }"#;
+
+    #[test]
+    fn firecrackers_file_is_understood() {
+        let spec: RawSpec = serde_json::from_str(FIRECRACKERS).unwrap();
+        assert_eq!(spec.machine_config.vcpu_count, 2);
+        assert_eq!(spec.machine_config.huge_pages, HugePages::TwoMiB);
+        assert_eq!(spec.drives[0].path_on_host, FileRef::Path("root.ext4".into()));
+    }
+
+    #[test]
+    fn an_unknown_key_is_named() {
+        let error = serde_json::from_str::<RawSpec>(r#"{"boot-source": {"kernel_image_path": "k", "kernel": 1}}"#)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("unknown field `kernel`"), "{error}");
+    }
+
+    #[test]
+    fn a_duplicate_key_is_named() {
+        let text = r#"{"boot-source": {"kernel_image_path": "a", "kernel_image_path": "b"}}"#;
+        let error = serde_json::from_str::<RawSpec>(text).unwrap_err().to_string();
+        assert!(error.contains("duplicate field `kernel_image_path`"), "{error}");
+    }
+
+    #[test]
+    fn a_file_is_a_path_or_a_descriptor() {
+        assert_eq!(serde_json::from_str::<FileRef>(r#"{"fd": 3}"#).unwrap(), FileRef::Fd(3));
+        assert_eq!(serde_json::to_string(&FileRef::Fd(3)).unwrap(), r#"{"fd":3}"#);
+        assert!(serde_json::from_str::<FileRef>(r#"{"fd": 3, "path": "x"}"#).is_err());
+        assert!(serde_json::from_str::<FileRef>("{}").is_err());
+        assert!(serde_json::from_str::<FileRef>("3").is_err());
+    }
+
+    #[test]
+    fn what_is_written_reads_back() {
+        let spec: RawSpec = serde_json::from_str(FIRECRACKERS).unwrap();
+        let text = serde_json::to_string(&spec).unwrap();
+        assert_eq!(serde_json::from_str::<RawSpec>(&text).unwrap(), spec);
+    }
+}
