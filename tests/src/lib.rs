@@ -1,1 +1,21 @@
-//! tests
+//! What the integration tests stand on: husk as a user would start it, and a count of everything it might leave behind.
+//!
+//! Nothing here reaches into Husk's libraries to make a sandbox: the tests drive the built binaries. A test that cannot
+//! run on a machine says so through [`skip!`], is counted and named, and must stand on `tests/skips.list`.
+
+pub mod footprint;
+pub mod husk;
+pub mod payload;
+pub mod processes;
+pub mod ptrace;
+pub mod rootfs;
+pub mod scratch;
+
+/// Ends a test as skipped: prints the line that the runner counts, and returns.
+#[macro_export]
+macro_rules! skip {
+    ($($reason:tt)*) => {{
+        println!("HUSK-SKIP {}", format_args!($($reason)*));
+        return;
+    }};
+}

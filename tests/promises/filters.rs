@@ -1,0 +1,59 @@
+//! Each thread of a running runtime has exactly the filters of its role: read back from the kernel, byte by byte.
+
+use husk_seccomp::Role;
+use husk_tests::husk::Husk;
+use husk_tests::processes;
+use husk_tests::ptrace::Traced;
+use std::time::Duration;
+
+/// The filters of a thread, the latest first, as its name demands.
+fn expected(thread: &str) -> [Role; 2] {
+    match thread {
+        "husk-control" => [Role::Control, Role::Build],
+        "husk-device" => [Role::Device, Role::Build],
+        name if name.starts_with("husk-vcpu") => [Role::Vcpu, Role::Build],
+        other => panic!("a thread of no known role: {other}"),
+    }
+}
+
+#[test]
+fn every_thread_carries_its_roles_compiled_table() {
+    let husk = Husk::run(&["--vcpus", "2"], &["sleep", "8"]).spawn();
+    std::thread::sleep(Duration::from_secs(5));
+    let pids = processes::named("husk-control");
+    assert_eq!(pids.len(), 1, "one runtime, not {pids:?}");
+    let threads = processes::threads(pids[0]);
+    let mut names: Vec<&str> = threads.iter().map(|(_, name)| name.as_str()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["husk-control", "husk-device", "husk-vcpu0", "husk-vcpu1"]);
+    for (thread, name) in &threads {
+        let traced = Traced::attach(*thread);
+        for (place, role) in expected(name).into_iter().enumerate() {
+            let loaded =
+                traced.filter(place).unwrap_or_else(|| panic!("{name} has no filter number {place}"));
+            let compiled: Vec<_> =
+                husk_seccomp::program(role).iter().map(|op| (op.code, op.jt, op.jf, op.k)).collect();
+            assert!(!compiled.is_empty());
+            assert!(loaded == compiled, "{name}: filter {place} is not {role:?}'s table");
+        }
+        assert!(traced.filter(2).is_none(), "{name} has a filter more than its role");
+        let path = format!("/proc/{}/task/{thread}", pids[0]);
+        assert_eq!(processes::status(&path, "Seccomp"), "2", "{name}");
+        assert_eq!(processes::status(&path, "NoNewPrivs"), "1", "{name}");
+        for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+            assert_eq!(processes::status(&path, set), "0000000000000000", "{name}: {set}");
+        }
+    }
+    husk.finish().expect_status(0);
+}
+
+#[test]
+fn each_rule_has_a_reason_and_is_there_once() {
+    for role in [Role::Build, Role::Control, Role::Vcpu, Role::Device] {
+        let table = husk_seccomp::table(role);
+        assert!(!table.is_empty(), "{role:?}");
+        for rule in table {
+            assert!(rule.reason.len() >= 10, "{role:?}: {} has the reason {:?}", rule.call, rule.reason);
+        }
+    }
+}

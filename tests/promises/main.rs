@@ -1,0 +1,19 @@
+//! The promises, one module each. They start husk as a user would and boot real guests.
+//!
+//! Run by `husk-test-runner`, one process a test, in the lab or on a machine with hardware virtualization.
+
+mod bad_input;
+mod boot;
+mod command;
+mod config;
+mod density;
+mod drives;
+mod faults;
+mod filters;
+mod jail;
+mod placement;
+mod state;
+mod stdio;
+mod terminal;
+mod time;
+mod vsock;

@@ -1,0 +1,103 @@
+//! Runs test executables, one process a test, and counts: passed, failed, skipped.
+//!
+//! `husk-test-runner [--skips FILE] [--summary FILE] [--deadline SECONDS] [--filter TEXT] EXECUTABLE…`
+//!
+//! A test that prints `HUSK-SKIP reason` and ends well is skipped; it must stand on the list of skips (a line each:
+//! name, tab, reason), else it has failed. `HUSK_TESTS_NO_SKIPS=1`, set where the machine can run everything, makes
+//! each skip a failure. A test past its deadline is killed with all that it started, and has failed.
+
+mod list;
+mod one;
+
+use list::Skips;
+use one::Verdict;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+struct Options {
+    skips: Option<PathBuf>,
+    summary: Option<PathBuf>,
+    deadline: Duration,
+    filter: String,
+    executables: Vec<PathBuf>,
+}
+
+fn options() -> Result<Options, String> {
+    let mut options = Options {
+        skips: None,
+        summary: None,
+        deadline: Duration::from_secs(600),
+        filter: std::env::var("HUSK_TESTS_FILTER").unwrap_or_default(),
+        executables: Vec::new(),
+    };
+    let mut words = std::env::args().skip(1);
+    while let Some(word) = words.next() {
+        let mut value = || words.next().ok_or(format!("{word} needs a value"));
+        match word.as_str() {
+            "--skips" => options.skips = Some(value()?.into()),
+            "--summary" => options.summary = Some(value()?.into()),
+            "--filter" => options.filter = value()?,
+            "--deadline" => {
+                let text = value()?;
+                let seconds =
+                    text.parse().map_err(|_| format!("--deadline {text}: not a number of seconds"))?;
+                options.deadline = Duration::from_secs(seconds);
+            }
+            _ if word.starts_with('-') => return Err(format!("{word}: no such option")),
+            _ => options.executables.push(word.into()),
+        }
+    }
+    if options.executables.is_empty() { Err("no test executable was named".into()) } else { Ok(options) }
+}
+
+fn main() -> ExitCode {
+    match options().and_then(|options| run(&options)) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("husk-test-runner: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<bool, String> {
+    let skips = Skips::read(options.skips.as_deref())?;
+    let (mut passed, mut failed, mut skipped) = (0, Vec::new(), 0);
+    for executable in &options.executables {
+        for name in one::tests_of(executable)? {
+            if !name.contains(&options.filter) {
+                continue;
+            }
+            let started = Instant::now();
+            let verdict = skips.judge(&name, one::run(executable, &name, options.deadline));
+            let took = started.elapsed().as_secs_f64();
+            match &verdict {
+                Verdict::Passed => {
+                    passed += 1;
+                    println!("ok      {name} ({took:.1} s)");
+                }
+                Verdict::Skipped(reason) => {
+                    skipped += 1;
+                    println!("skipped {name}: {reason}");
+                }
+                Verdict::Failed(output) => {
+                    println!("FAILED  {name} ({took:.1} s)\n{output}");
+                    failed.push(name);
+                }
+            }
+            drop(std::io::stdout().flush());
+        }
+    }
+    for name in &failed {
+        println!("failed: {name}");
+    }
+    let line = format!("{passed} passed, {} failed, {skipped} skipped", failed.len());
+    println!("{line}");
+    if let Some(path) = &options.summary {
+        std::fs::write(path, format!("{line}\n")).map_err(|error| format!("{}: {error}", path.display()))?;
+    }
+    Ok(failed.is_empty() && passed > 0)
+}

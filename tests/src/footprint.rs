@@ -1,0 +1,118 @@
+//! Everything that a sandbox might leave behind, counted before and after.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// What is there: processes of user space, mounts, cgroups, network namespaces by name, Husk's files, free huge pages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Footprint {
+    things: BTreeSet<String>,
+}
+
+/// Where Husk keeps its state.
+pub const STATE: &str = "/run/husk";
+
+impl Footprint {
+    /// Counts now.
+    #[must_use]
+    pub fn now() -> Self {
+        let mut things = BTreeSet::new();
+        processes(&mut things);
+        for line in fs::read_to_string("/proc/self/mountinfo").unwrap_or_default().lines() {
+            things.insert(format!("mount {line}"));
+        }
+        directories(Path::new("/sys/fs/cgroup"), "cgroup", &mut things);
+        everything(Path::new(STATE), &mut things);
+        for dir in ["/dev/shm", "/srv/jailer"] {
+            everything(Path::new(dir), &mut things);
+        }
+        for size in ["hugepages-2048kB", "hugepages-1048576kB"] {
+            let path = format!("/sys/kernel/mm/hugepages/{size}/free_hugepages");
+            things.insert(format!("{size} free {}", fs::read_to_string(path).unwrap_or_default().trim()));
+        }
+        Self { things }
+    }
+
+    /// Asserts that nothing was added to or taken from what was there; waits a moment for what ends by itself.
+    ///
+    /// # Panics
+    /// Something was left, or something is missing.
+    #[track_caller]
+    pub fn assert_restored(&self) {
+        let patience = Instant::now() + Duration::from_secs(5);
+        loop {
+            let now = Self::now();
+            let left: Vec<_> = now.things.difference(&self.things).collect();
+            let gone: Vec<_> =
+                self.things.difference(&now.things).filter(|thing| !thing.starts_with("process")).collect();
+            if left.is_empty() && gone.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < patience, "left behind: {left:#?}\nmissing: {gone:#?}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// Processes with a command line (kernel threads have none), and zombies.
+fn processes(things: &mut BTreeSet<String>) {
+    let Ok(entries) = fs::read_dir("/proc") else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().filter(|name| name.bytes().all(|b| b.is_ascii_digit())) else {
+            continue;
+        };
+        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
+        let Some((comm, rest)) = stat.rsplit_once(')') else { continue };
+        let fields: Vec<&str> = rest.split_whitespace().collect();
+        let (state, parent) = (fields.first().copied().unwrap_or(""), fields.get(1).copied().unwrap_or(""));
+        // kthreadd's children come and go.
+        if parent == "2" || pid == "2" {
+            continue;
+        }
+        let comm = comm.split_once('(').map_or("", |(_, comm)| comm);
+        let zombie = if state == "Z" { " (zombie)" } else { "" };
+        things.insert(format!("process {pid} {comm}{zombie}"));
+    }
+}
+
+fn directories(dir: &Path, what: &str, things: &mut BTreeSet<String>) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            things.insert(format!("{what} {}", entry.path().display()));
+            directories(&entry.path(), what, things);
+        }
+    }
+}
+
+fn everything(dir: &Path, things: &mut BTreeSet<String>) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for entry in entries.flatten() {
+        things.insert(format!("file {}", entry.path().display()));
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            everything(&entry.path(), things);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_process_is_seen_and_its_end_too() {
+        let before = Footprint::now();
+        let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+        let during = Footprint::now();
+        assert_ne!(before, during);
+        child.kill().unwrap();
+        // Not reaped yet: a zombie is a leak as well.
+        std::thread::sleep(Duration::from_millis(100));
+        assert_ne!(before, Footprint::now());
+        child.wait().unwrap();
+        before.assert_restored();
+    }
+}
