@@ -1,0 +1,112 @@
+"""The lab's launcher: options in, a command run in L1, its exit status out.
+
+Owns the command line and what of the caller's surroundings goes along (directory, environment, terminal).
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+
+from machine import Machine
+from session import Failure, Session
+
+HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+TOP = os.path.dirname(os.path.dirname(HERE))
+TAIL_LINES = 40
+# Besides HUSK_*. The rest of the caller's environment stays outside: runs are to be alike.
+PASSED = ("TERM", "HOME", "LANG", "USER", "LOGNAME", "XDG_CACHE_HOME", "RUST_BACKTRACE", "RUST_LOG", "CI")
+
+
+def options():
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(prog="tests/lab/run", description="Runs a command in L1, a machine with real KVM.")
+    parser.add_argument("--cpus", type=int, default=2, help="L1's CPUs (2)")
+    parser.add_argument("--threads", type=int, default=1, help="hardware threads per core (1)")
+    parser.add_argument("--memory", type=int, default=6144, metavar="MIB", help="L1's memory (6144)")
+    parser.add_argument("--deterministic", action="store_true",
+                        help="one CPU whose clock counts instructions: steady figures, for benchmarks")
+    parser.add_argument("--numa", "--nested-numa", action="store_true", help="two NUMA nodes, half of everything each")
+    parser.add_argument("--kernel", default="6.12", choices=("6.12", "6.1"), help="Debian's cloud kernel (6.12)")
+    parser.add_argument("--cgroup", default="v2", choices=("v2", "v1", "hybrid"), help="control groups in L1 (v2)")
+    parser.add_argument("--timeout", type=float, default=1800, metavar="S", help="for the command (1800)")
+    parser.add_argument("--boot-timeout", type=float, default=90, metavar="S", help="for L1 (90)")
+    parser.add_argument("--env", action="append", default=[], metavar="K[=V]", help="pass one more variable")
+    parser.add_argument("--append", default="", metavar="WORDS", help="more words for L1's kernel command line")
+    parser.add_argument("--console", action="store_true", help="print L1's console on standard error")
+    parser.add_argument("--verbose", action="store_true", help="say how long each step took")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD...")
+    parsed = parser.parse_args()
+    if parsed.command[:1] == ["--"]:
+        del parsed.command[0]
+    if not parsed.command:
+        parser.error("no command; write it after --")
+    if parsed.numa and parsed.cpus % 2:
+        parser.error("--numa shares the CPUs between two nodes: --cpus must be even")
+    parsed.smp = "%d,sockets=1,cores=%d,threads=%d" % (parsed.cpus, parsed.cpus // parsed.threads, parsed.threads)
+    if parsed.numa:
+        parsed.smp = "%d,sockets=2,cores=%d,threads=%d" % (parsed.cpus, parsed.cpus // 2 // parsed.threads, parsed.threads)
+    return parsed
+
+
+def environment(extra):
+    """The command's environment."""
+    env = {key: value for key, value in os.environ.items() if key in PASSED or key.startswith("HUSK_")}
+    for item in extra:
+        key, given, value = item.partition("=")
+        env[key] = value if given else os.environ.get(key, "")
+    target = os.environ.get("CARGO_TARGET_DIR", TOP + "/target")
+    env["PATH"] = ":".join([TOP + "/target/dist", os.path.abspath(target) + "/x86_64-unknown-linux-musl/release", HERE,
+                            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"])
+    env["HUSK_LAB"] = "1"
+    return env
+
+
+def order(opts, kernel_dir):
+    """What the agent is told."""
+    streams = ["pipe"] * 3
+    size = [24, 80]
+    if os.isatty(0):
+        streams = ["pty" if os.isatty(fd) else "pipe" for fd in range(3)]
+        size = [os.get_terminal_size(0).lines, os.get_terminal_size(0).columns]
+    return {"argv": opts.command, "cwd": os.getcwd(), "env": environment(opts.env), "streams": streams, "size": size,
+            "modules": kernel_dir + "/modules", "cgroup": opts.cgroup}
+
+
+def run(opts):
+    """Boots L1 and runs the command; returns its status."""
+    began = time.monotonic()
+    kernel_dir, initramfs = subprocess.run([HERE + "/setup", opts.kernel], stdin=subprocess.DEVNULL, check=True,
+                                           stdout=subprocess.PIPE, text=True).stdout.split("\n")[:2]
+    machine = Machine(kernel_dir, initramfs, opts)
+    session = Session(machine, order(opts, kernel_dir), opts.boot_timeout, opts.timeout)
+    try:
+        status = session.run()
+        if opts.verbose:
+            print("lab: command started after %.1f s, ran %.1f s" % (session.started - began,
+                  time.monotonic() - session.started), file=sys.stderr)
+        return status
+    except Failure as failure:
+        machine.end()
+        print("lab: %s" % failure, file=sys.stderr)
+        if 128 + 1 <= failure.status:
+            return failure.status
+        for line in [*machine.complaint().splitlines(), *machine.console.tail(TAIL_LINES)]:
+            print("lab| " + line, file=sys.stderr)
+        return failure.status
+    finally:
+        machine.end()
+
+
+def main():
+    """Ends without waiting for threads that may be blocked on the caller's descriptors."""
+    try:
+        status = run(options())
+    except subprocess.CalledProcessError:
+        status = 125
+    sys.stderr.flush()
+    os._exit(status)
+
+
+main()

@@ -1,0 +1,201 @@
+"""One command in L1, as the caller sees it: streams, terminal, signals, deadlines, exit status.
+
+Owns the caller's descriptors 0 to 2 and the control port. Invariant: when `run` returns a status, every byte that the
+command wrote has been written to the caller (or the caller closed its end).
+"""
+
+import errno
+import json
+import os
+import select
+import signal
+import termios
+import threading
+import time
+import tty
+
+CHUNK = 65536
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# This many signals of ENDING, or this long after the first of them, and L1 is killed: the command had its chance.
+LAST_SIGNAL = 3
+GRACE_S = 20.0
+
+
+class Failure(Exception):
+    """The lab's own failure, with the exit status that it means."""
+
+    def __init__(self, message, status=125):
+        super().__init__(message)
+        self.status = status
+
+
+class Copy(threading.Thread):
+    """L1's output port to one of the caller's descriptors."""
+
+    def __init__(self, sock, fd, closed):
+        super().__init__(daemon=True)
+        self.sock, self.fd, self.closed = sock, fd, closed
+        self.count = 0
+        self.total = None
+        self.changed = threading.Event()
+
+    def run(self):
+        discard = False
+        while data := self.sock.recv(CHUNK):
+            view = memoryview(data)
+            while view and not discard:
+                try:
+                    view = view[os.write(self.fd, view):]
+                except BlockingIOError:  # somebody made the caller's descriptor non-blocking
+                    select.select([], [self.fd], [])
+                except OSError:  # the reader is gone: so is the command's
+                    discard = True
+                    self.closed(self.fd)
+            self.count += len(data)
+            if self.total is not None and self.count >= self.total:
+                break
+            self.changed.set()
+
+    def finish(self, total):
+        """Waits until `total` bytes are through; no deadline, as the reader may be slow."""
+        self.total = total
+        while self.is_alive() and self.count < total:
+            self.changed.wait(0.1)
+            self.changed.clear()
+
+
+def feed(sock):
+    """The caller's standard input to L1's port, with its end."""
+    try:
+        while True:
+            try:
+                data = os.read(0, CHUNK)
+            except BlockingIOError:
+                select.select([0], [], [])
+                continue
+            if not data:
+                break
+            sock.sendall(data)
+        sock.shutdown(1)
+    except OSError as error:
+        if error.errno == errno.EIO or error.errno == errno.EBADF:  # terminal gone, or no standard input at all
+            sock.shutdown(1)
+
+
+class Session:
+    """Runs `order` (see the agent) in `machine`; timeouts are in seconds."""
+
+    def __init__(self, machine, order, boot_timeout, timeout):
+        self.machine, self.order = machine, order
+        self.boot_timeout, self.timeout = boot_timeout, timeout
+        self.control = machine.sockets["control"]
+        self.lock = threading.Lock()
+        self.started = None
+        self.signals = []
+        self.first_signal = None
+        self.rest = b""
+        self.saved = None
+        self.outputs = [Copy(machine.sockets[name], fd, self._closed) for name, fd in (("stdout", 1), ("stderr", 2))]
+
+    def _send(self, **message):
+        with self.lock:
+            try:
+                self.control.sendall(json.dumps(message).encode() + b"\n")
+            except OSError:
+                pass  # L1 is gone; the loop sees it
+
+    def _closed(self, fd):
+        self._send(close=fd)
+
+    def _size(self):
+        size = os.get_terminal_size(0)
+        return [size.lines, size.columns]
+
+    def run(self):
+        """Returns the command's exit status; raises Failure when L1 fails."""
+        wake_read, wake_write = os.pipe()
+        os.set_blocking(wake_write, False)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        for number in (*FORWARDED, signal.SIGWINCH, signal.SIGCHLD):
+            signal.signal(number, lambda *_: None)
+        poll = select.poll()
+        poll.register(wake_read, select.POLLIN)
+        poll.register(self.control, select.POLLIN)
+        began = time.monotonic()
+        try:
+            while True:
+                ready = [fd for fd, _ in poll.poll(1000 * self._remaining(began))]
+                if wake_read in ready:
+                    for number in os.read(wake_read, 256):
+                        self._signal(number)
+                if self.control.fileno() in ready:
+                    status = self._receive()
+                    if status is not None:
+                        return status
+                if self.machine.qemu.poll() is not None:
+                    raise Failure("L1 died")
+                self._check_deadlines(began)
+        finally:
+            if self.saved is not None:
+                termios.tcsetattr(0, termios.TCSADRAIN, self.saved)
+
+    def _deadlines(self, began):
+        yield ("L1 did not come up within %d s" % self.boot_timeout, began + self.boot_timeout, 125, not self.started)
+        if self.started:
+            yield ("no end within %d s (--timeout)" % self.timeout, self.started + self.timeout, 124, True)
+        if self.first_signal:
+            yield ("the command outlived its signal by %d s" % GRACE_S, self.first_signal + GRACE_S,
+                   128 + self.signals[0], True)
+
+    def _remaining(self, began):
+        now = time.monotonic()
+        return max(0.0, min(when - now for _, when, _, counts in self._deadlines(began) if counts)) + 0.01
+
+    def _check_deadlines(self, began):
+        for message, when, status, counts in self._deadlines(began):
+            if counts and time.monotonic() > when:
+                raise Failure(message, status)
+
+    def _signal(self, number):
+        if number == signal.SIGWINCH and self.saved is not None:
+            self._send(size=self._size())
+        elif number in FORWARDED:
+            if number in ENDING:
+                self.signals.append(number)
+                self.first_signal = self.first_signal or time.monotonic()
+            if not self.started or len(self.signals) >= LAST_SIGNAL:
+                raise Failure("ended by signal %d" % number, 128 + number)
+            self._send(signal=number)
+
+    def _receive(self):
+        """Handles what the agent says; returns the exit status once it is known."""
+        try:
+            data = self.control.recv(CHUNK)
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            self.machine.qemu.wait(5)
+            raise Failure("L1 died")
+        *lines, self.rest = (self.rest + data).split(b"\n")
+        for message in map(json.loads, lines):
+            if "booted" in message:
+                self._send(**self.order)
+            elif "started" in message:
+                self._start()
+            elif "exit" in message:
+                for output, total in zip(self.outputs, message["counts"]):
+                    output.finish(total)
+                return message["exit"] if message["exit"] >= 0 else 128 - message["exit"]
+        return None
+
+    def _start(self):
+        """The command runs: only from now on is the terminal its own."""
+        self.started = time.monotonic()
+        if "pty" in self.order["streams"]:
+            self.saved = termios.tcgetattr(0)
+            tty.setraw(0, termios.TCSADRAIN)
+            self._send(size=self._size())
+        for output in self.outputs:
+            output.start()
+        threading.Thread(target=feed, args=(self.machine.sockets["stdin"],), daemon=True).start()
