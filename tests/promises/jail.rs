@@ -1,1 +1,136 @@
-//! jail
+//! The jail holds. Each attempt is a start of its own, of code that wears the runtime's confinement in a cell that the
+//! real jailer built; and each attempt succeeds outside, so that what is denied inside is denied by the cell.
+
+use husk_tests::cell::{Ending, inside, outside};
+use husk_tests::scratch::Scratch;
+use std::net::TcpListener;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
+use std::process::{Child, Command, Stdio};
+
+/// Everything that the attempts aim at, alive while the test runs.
+struct Outside {
+    scratch: Scratch,
+    file: String,
+    socket: String,
+    abstract_name: String,
+    port: String,
+    victim: Child,
+    _unix: UnixListener,
+    _abstract: UnixListener,
+    _inet: TcpListener,
+}
+
+impl Outside {
+    fn new() -> Self {
+        let scratch = Scratch::new();
+        let file = scratch.file("secret", b"x");
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+        std::fs::set_permissions(&file, open).unwrap();
+        let socket = scratch.name("socket");
+        let abstract_name = format!("husk-test-{}", std::process::id());
+        let inet = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = SocketAddr::from_abstract_name(abstract_name.as_bytes()).unwrap();
+        Self {
+            file,
+            port: inet.local_addr().unwrap().port().to_string(),
+            victim: Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn().unwrap(),
+            _unix: UnixListener::bind(&socket).unwrap(),
+            _abstract: UnixListener::bind_addr(&address).unwrap(),
+            _inet: inet,
+            socket,
+            abstract_name,
+            scratch,
+        }
+    }
+
+    /// Each attempt and what it aims at.
+    fn attempts(&self) -> Vec<(&'static str, String)> {
+        let pid = self.victim.id().to_string();
+        vec![
+            ("open-file", self.file.clone()),
+            ("stat-file", self.file.clone()),
+            ("list-root", String::new()),
+            ("create-file", self.scratch.name("new")),
+            ("create-file", "/husk-probe-was-here".into()),
+            ("signal-process", pid.clone()),
+            ("trace-process", pid.clone()),
+            ("read-process-memory", pid),
+            ("see-processes", String::new()),
+            ("connect-unix", self.socket.clone()),
+            ("connect-abstract", self.abstract_name.clone()),
+            ("connect-inet", self.port.clone()),
+            ("make-inet-socket", String::new()),
+            ("mount", String::new()),
+            ("unshare", String::new()),
+            ("new-user-namespace", String::new()),
+            ("become-root", String::new()),
+            ("execute", "/bin/true".into()),
+            ("set-hostname", String::new()),
+        ]
+    }
+}
+
+impl Drop for Outside {
+    fn drop(&mut self) {
+        drop(self.victim.kill());
+        drop(self.victim.wait());
+    }
+}
+
+#[test]
+fn every_attempt_succeeds_outside() {
+    let world = Outside::new();
+    for (attempt, target) in world.attempts() {
+        assert_eq!(outside(attempt, &target), Ending::Reached, "{attempt} {target}");
+    }
+}
+
+#[test]
+fn no_attempt_succeeds_in_the_cell_alone() {
+    let world = Outside::new();
+    // A user namespace gives nothing that is not the cell's own: only the filter forbids it.
+    for (attempt, target) in world.attempts().into_iter().filter(|(name, _)| *name != "new-user-namespace") {
+        let ending = inside(attempt, &target, None);
+        assert!(matches!(ending, Ending::Denied(_)), "{attempt} {target}: {ending:?}");
+    }
+}
+
+#[test]
+fn no_attempt_succeeds_behind_the_filters() {
+    let world = Outside::new();
+    for role in ["build", "control", "vcpu", "device"] {
+        for (attempt, target) in world.attempts() {
+            let ending = inside(attempt, &target, Some(role));
+            assert!(matches!(ending, Ending::Denied(_) | Ending::Trapped), "{role}: {attempt} {target}: {ending:?}");
+        }
+    }
+}
+
+#[test]
+fn the_same_cell_cannot_be_made_twice() {
+    let scratch = Scratch::new();
+    let base = scratch.name("jail");
+    let jail = format!("{base}/husk-probe/twice/root");
+    let jailer = |id: &str| {
+        let output = Command::new(husk_tests::husk::libexec().join("husk-jailer"))
+            .args(["--id", id, "--uid", "654321", "--gid", "654321", "--chroot-base-dir", &base, "--exec-file"])
+            .arg(husk_tests::rootfs::sibling("husk-probe"))
+            .args(["--", "--attempt", "list-root"])
+            .output()
+            .unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    std::fs::create_dir_all(&jail).unwrap();
+    let (made, error) = jailer("twice");
+    assert!(!made && error.contains("twice"), "an existing jail was taken: {error}");
+    std::os::unix::fs::symlink("/etc", format!("{base}/husk-probe/link")).unwrap();
+    let (made, error) = jailer("link");
+    assert!(!made && error.contains("link"), "a symlinked jail was taken: {error}");
+    for id in ["", "..", "a/b", "a b", &"x".repeat(65)] {
+        let (made, error) = jailer(id);
+        assert!(!made, "the id {id:?} was taken");
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
+    assert!(!std::path::Path::new("/sys/fs/cgroup/husk/twice").exists());
+}

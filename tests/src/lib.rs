@@ -3,6 +3,8 @@
 //! Nothing here reaches into Husk's libraries to make a sandbox: the tests drive the built binaries. A test that cannot
 //! run on a machine says so through [`skip!`], is counted and named, and must stand on `tests/skips.list`.
 
+pub mod bench;
+pub mod cell;
 pub mod footprint;
 pub mod husk;
 pub mod payload;

@@ -1,0 +1,6 @@
+//! What `make bench` measures: the stages of a cold run, in instructions.
+//!
+//! In the lab's deterministic mode the clock is the count of executed instructions, one a nanosecond, so a stage's
+//! nanoseconds are quoted as instructions there, and as time on real hardware. Nothing here judges speed in a test.
+
+pub mod stages;
