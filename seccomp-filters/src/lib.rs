@@ -1,1 +1,68 @@
-//! seccomp-filters
+//! The seccomp filters of the runtime's threads: one table a role, one reason a rule, compiled at build time.
+//!
+//! Owns what each thread may ask of the kernel. The default is `SECCOMP_RET_TRAP`: a call that no rule allows is not
+//! made, and the runtime's SIGSYS handler reports role and call before it ends the process. A call through another
+//! architecture's entry kills the process at once. Filters stack, so a thread can only ever narrow itself.
+//!
+//! Change a table by giving the rule a reason that a stranger can check against the code.
+
+mod rule;
+mod syscalls;
+#[cfg_attr(not(test), expect(dead_code, reason = "the build script names the rest; tests compare all"))]
+mod values;
+
+pub use rule::{Arch, Arg, Role, Rule, Width};
+pub use seccompiler::sock_filter;
+pub use values::VCPU_KICK_SIGNAL;
+
+include!(concat!(env!("OUT_DIR"), "/filters.rs"));
+
+/// The architecture that this crate was built for.
+pub const TARGET: Arch = if cfg!(target_arch = "x86_64") { Arch::X86_64 } else { Arch::Aarch64 };
+
+/// A filter that could not be put on.
+#[derive(Debug, thiserror::Error)]
+#[error("seccomp filter of role {}: {source}", role.name())]
+pub struct InstallError {
+    role: Role,
+    source: seccompiler::Error,
+}
+
+/// What a role is allowed, and why: the rules of this target, each once.
+#[must_use]
+pub fn table(role: Role) -> &'static [Rule] {
+    match role {
+        Role::Build => TABLE_BUILD,
+        Role::Control => TABLE_CONTROL,
+        Role::Vcpu => TABLE_VCPU,
+        Role::Device => TABLE_DEVICE,
+    }
+}
+
+/// The role's table, compiled for this target; instruction for instruction what the kernel then runs.
+#[must_use]
+pub fn program(role: Role) -> &'static [sock_filter] {
+    match role {
+        Role::Build => PROGRAM_BUILD,
+        Role::Control => PROGRAM_CONTROL,
+        Role::Vcpu => PROGRAM_VCPU,
+        Role::Device => PROGRAM_DEVICE,
+    }
+}
+
+/// Puts the role's filter on the calling thread, for good, after `no_new_privs`. Threads made later inherit it.
+///
+/// # Errors
+/// The kernel has no seccomp, or a filter already on denies one more.
+pub fn install(role: Role) -> Result<(), InstallError> {
+    seccompiler::apply_filter(program(role)).map_err(|source| InstallError { role, source })
+}
+
+/// The name of call `number` on this target, for reports; only calls that occur in a table have one.
+#[must_use]
+pub fn call_name(number: u32) -> Option<&'static str> {
+    syscalls::SYSCALLS.iter().find(|call| call.number(TARGET) == Some(number)).map(|call| call.name)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,123 @@
+//! From rules to BPF and to source text, with `seccompiler` doing the translation.
+//!
+//! Owns the merge (rules of the target, each once, the unconditional one swallowing its narrower kin). Every call's
+//! rules keep their order, so what a table puts first is tested first. Calls themselves are tested in the order of
+//! their numbers; those without argument tests cost nothing, for the kernel caches them in a bitmap.
+
+use crate::rule::{Arch, Arg, Role, Rule, Width};
+use crate::syscalls::SYSCALLS;
+use seccompiler::{
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
+};
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::PathBuf;
+
+/// Why there are no filters.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// Another machine.
+    #[error("no filters for target architecture {0:?}: x86_64 and aarch64 have them")]
+    Target(String),
+    /// A typing error in a table.
+    #[error("rule for {0}: the call has no number on this target in src/syscalls.rs")]
+    UnknownCall(&'static str),
+    /// A rule that nobody can audit.
+    #[error("rule for {0}: no reason")]
+    NoReason(&'static str),
+    /// The translation failed.
+    #[error("rule for {call}: {source}")]
+    Rule { call: &'static str, source: BackendError },
+    /// The whole is too long.
+    #[error("filter: {0}")]
+    Filter(BackendError),
+    /// The output.
+    #[error("{}: {source}", path.display())]
+    Write { path: PathBuf, source: std::io::Error },
+}
+
+/// The rules of `groups` that apply on `target`, each once.
+pub(crate) fn merge(groups: &[&[Rule]], target: Arch) -> Vec<Rule> {
+    let mut merged: Vec<Rule> = Vec::new();
+    for rule in groups.iter().copied().flatten().filter(|rule| rule.arch.covers(target)) {
+        let covered = merged
+            .iter()
+            .any(|kept| kept.call == rule.call && (kept.args.is_empty() || kept.args == rule.args));
+        if covered {
+            continue;
+        }
+        if rule.args.is_empty() {
+            merged.retain(|kept| kept.call != rule.call);
+        }
+        merged.push(*rule);
+    }
+    merged
+}
+
+/// The BPF program of `rules`: what no rule allows traps, another architecture's call kills.
+pub(crate) fn program(rules: &[Rule], target: Arch) -> Result<BpfProgram, Error> {
+    let mut chains: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
+    for rule in rules {
+        let number = number(rule.call, target).ok_or(Error::UnknownCall(rule.call))?;
+        if rule.reason.is_empty() {
+            return Err(Error::NoReason(rule.call));
+        }
+        let chain = chains.entry(i64::from(number)).or_default();
+        if !rule.args.is_empty() {
+            let because = |source| Error::Rule { call: rule.call, source };
+            let conditions = rule.args.iter().map(condition).collect::<Result<_, _>>().map_err(because)?;
+            chain.push(SeccompRule::new(conditions).map_err(because)?);
+        }
+    }
+    let arch = if target == Arch::X86_64 { TargetArch::x86_64 } else { TargetArch::aarch64 };
+    SeccompFilter::new(chains, SeccompAction::Trap, SeccompAction::Allow, arch)
+        .and_then(BpfProgram::try_from)
+        .map_err(Error::Filter)
+}
+
+fn number(call: &str, target: Arch) -> Option<u32> {
+    SYSCALLS.iter().find(|entry| entry.name == call)?.number(target)
+}
+
+fn condition(arg: &Arg) -> Result<SeccompCondition, BackendError> {
+    let (width, all) = match arg.width {
+        Width::Low32 => (SeccompCmpArgLen::Dword, u64::from(u32::MAX)),
+        Width::Full64 => (SeccompCmpArgLen::Qword, u64::MAX),
+    };
+    let test = if arg.mask == all { SeccompCmpOp::Eq } else { SeccompCmpOp::MaskedEq(arg.mask) };
+    SeccompCondition::new(arg.index, width, test, arg.value)
+}
+
+/// The table as a static of the crate.
+pub(crate) fn table_source(role: Role, rules: &[Rule]) -> String {
+    let mut text = format!("static TABLE_{}: &[Rule] = &[\n", role.name().to_uppercase());
+    for rule in rules {
+        let mut args = String::new();
+        for arg in rule.args {
+            let Arg { index, width, mask, value } = arg;
+            let _ = write!(
+                args,
+                "Arg {{ index: {index}, width: Width::{width:?}, mask: {mask:#x}, value: {value:#x} }}, "
+            );
+        }
+        let Rule { arch, call, reason, .. } = rule;
+        let _ = writeln!(
+            text,
+            "    Rule {{ arch: Arch::{arch:?}, call: {call:?}, args: &[{args}], reason: {reason:?} }},"
+        );
+    }
+    text.push_str("];\n");
+    text
+}
+
+/// The program as a static of the crate.
+pub(crate) fn program_source(role: Role, program: &BpfProgram) -> String {
+    let mut text = format!("static PROGRAM_{}: &[sock_filter] = &[\n", role.name().to_uppercase());
+    for step in program {
+        let (code, jt, jf, k) = (step.code, step.jt, step.jf, step.k);
+        let _ = writeln!(text, "    sock_filter {{ code: {code:#x}, jt: {jt}, jf: {jf}, k: {k:#x} }},");
+    }
+    text.push_str("];\n");
+    text
+}

@@ -1,0 +1,87 @@
+//! The form of the tables: who a rule is for, which call it allows, with which arguments, and why.
+//!
+//! Shared by the crate and its build script. A rule only ever allows; what no rule of a role allows is denied. A rule
+//! without a reason is not a rule: the build refuses it.
+
+/// Which thread, in which phase, a filter is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// The main thread while the machine is built and its threads are made; every later filter lies on top of it.
+    Build,
+    /// The main thread once the guest runs.
+    Control,
+    /// A thread that runs one vCPU.
+    Vcpu,
+    /// The thread on which the devices' workers run.
+    Device,
+}
+
+impl Role {
+    /// All of them, in the order of the generated tables.
+    pub const ALL: [Self; 4] = [Self::Build, Self::Control, Self::Vcpu, Self::Device];
+
+    /// The name that reports use.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Build => "build",
+            Self::Control => "control",
+            Self::Vcpu => "vcpu",
+            Self::Device => "device",
+        }
+    }
+}
+
+/// Where a rule applies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arch {
+    /// Everywhere.
+    Any,
+    /// On x86_64.
+    X86_64,
+    /// On aarch64.
+    Aarch64,
+}
+
+impl Arch {
+    /// Whether a rule for `self` belongs into the filter of `target`.
+    #[must_use]
+    pub fn covers(self, target: Self) -> bool {
+        self == Self::Any || self == target
+    }
+}
+
+/// One call that is allowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rule {
+    /// Where.
+    pub arch: Arch,
+    /// The call's name, as in the kernel's table.
+    pub call: &'static str,
+    /// What must hold for its arguments, all of it; nothing: any arguments.
+    pub args: &'static [Arg],
+    /// Who makes this call, and for what.
+    pub reason: &'static str,
+}
+
+/// A test of one argument.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Arg {
+    /// Which, counted from 0.
+    pub index: u8,
+    /// How much of the register the kernel looks at.
+    pub width: Width,
+    /// Bits that are compared.
+    pub mask: u64,
+    /// What they must be.
+    pub value: u64,
+}
+
+/// How much of an argument's register counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Width {
+    /// The kernel takes an `int`: the upper half is noise.
+    Low32,
+    /// The kernel takes a `long` or a pointer.
+    Full64,
+}

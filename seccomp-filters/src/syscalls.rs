@@ -1,0 +1,95 @@
+//! System call numbers of each target, for the calls that occur in the tables.
+//!
+//! Our own, because the C library's constants in a build script are those of the host. A test built for the target
+//! compares each with the C library's. Sources: arch/x86/entry/syscalls/syscall_64.tbl, asm-generic/unistd.h.
+
+use crate::rule::Arch;
+
+/// One call: its name and its numbers; `None` where the architecture has no such call.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Syscall {
+    /// As in the kernel's table.
+    pub(crate) name: &'static str,
+    x86_64: Option<u32>,
+    aarch64: Option<u32>,
+}
+
+impl Syscall {
+    /// The number on `arch`; none for [`Arch::Any`].
+    #[must_use]
+    pub(crate) const fn number(&self, arch: Arch) -> Option<u32> {
+        match arch {
+            Arch::Any => None,
+            Arch::X86_64 => self.x86_64,
+            Arch::Aarch64 => self.aarch64,
+        }
+    }
+}
+
+const fn both(name: &'static str, x86_64: u32, aarch64: u32) -> Syscall {
+    Syscall { name, x86_64: Some(x86_64), aarch64: Some(aarch64) }
+}
+
+/// All calls that a table may name.
+pub(crate) const SYSCALLS: &[Syscall] = &[
+    both("accept4", 288, 242),
+    both("brk", 12, 214),
+    both("clock_gettime", 228, 113),
+    both("clone", 56, 220),
+    both("close", 3, 57),
+    both("epoll_create1", 291, 20),
+    both("epoll_ctl", 233, 21),
+    both("epoll_pwait", 281, 22),
+    both("eventfd2", 290, 19),
+    both("exit", 60, 93),
+    both("exit_group", 231, 94),
+    both("fallocate", 285, 47),
+    both("fcntl", 72, 25),
+    both("fdatasync", 75, 83),
+    both("fstat", 5, 80),
+    both("fsync", 74, 82),
+    both("futex", 202, 98),
+    both("getpid", 39, 172),
+    both("getrandom", 318, 278),
+    both("getsockopt", 55, 209),
+    both("gettid", 186, 178),
+    both("ioctl", 16, 29),
+    both("lseek", 8, 62),
+    both("madvise", 28, 233),
+    both("mmap", 9, 222),
+    both("mprotect", 10, 226),
+    both("mremap", 25, 216),
+    both("munmap", 11, 215),
+    both("newfstatat", 262, 79),
+    both("ppoll", 271, 73),
+    both("prctl", 157, 167),
+    both("pread64", 17, 67),
+    both("preadv", 295, 69),
+    both("preadv2", 327, 286),
+    both("pwrite64", 18, 68),
+    both("pwritev", 296, 70),
+    both("pwritev2", 328, 287),
+    both("read", 0, 63),
+    both("readv", 19, 65),
+    both("recvfrom", 45, 207),
+    both("recvmsg", 47, 212),
+    both("rt_sigaction", 13, 134),
+    both("rt_sigprocmask", 14, 135),
+    both("rt_sigreturn", 15, 139),
+    both("sched_getaffinity", 204, 123),
+    both("sched_setaffinity", 203, 122),
+    both("sched_yield", 24, 124),
+    both("seccomp", 317, 277),
+    both("sendmsg", 46, 211),
+    both("sendto", 44, 206),
+    both("shutdown", 48, 210),
+    both("sigaltstack", 131, 132),
+    both("statx", 332, 291),
+    both("tgkill", 234, 131),
+    both("timerfd_create", 283, 85),
+    both("timerfd_settime", 286, 86),
+    both("tkill", 200, 130),
+    both("write", 1, 64),
+    both("writev", 20, 66),
+    Syscall { name: "poll", x86_64: Some(7), aarch64: None },
+];

@@ -1,0 +1,86 @@
+//! What only the building phase does: set the machine up in KVM, map its memory, read kernel and initrd, make threads.
+//!
+//! Refuses by absence what no phase of the runtime does: opening any path, sockets, executing, new processes,
+//! namespaces, executable memory, ptrace, bpf, io_uring, keys.
+
+use crate::rule::{Arch, Arg, Rule};
+use crate::tables::form::{any, is, is_long, only, when, within, within_int};
+use crate::values::*;
+
+/// `ioctl` on a KVM descriptor.
+const fn kvm(request: &'static [Arg], reason: &'static str) -> Rule {
+    when("ioctl", request, reason)
+}
+
+const fn x86(request: &'static [Arg], reason: &'static str) -> Rule {
+    only(Arch::X86_64, kvm(request, reason))
+}
+
+const fn arm(request: &'static [Arg], reason: &'static str) -> Rule {
+    only(Arch::Aarch64, kvm(request, reason))
+}
+
+/// See the module.
+pub(crate) const RULES: &[Rule] = &[
+    kvm(&[is(1, KVM_GET_API_VERSION)], "is this KVM"),
+    kvm(&[is(1, KVM_CHECK_EXTENSION)], "can it do what the machine needs"),
+    kvm(&[is(1, KVM_GET_VCPU_MMAP_SIZE)], "how much of a vCPU is shared with it"),
+    kvm(&[is(1, KVM_CREATE_VM)], "the machine"),
+    kvm(&[is(1, KVM_CREATE_VCPU)], "its vCPUs"),
+    kvm(&[is(1, KVM_SET_USER_MEMORY_REGION)], "its memory"),
+    kvm(&[is(1, KVM_SET_GSI_ROUTING)], "its interrupt lines"),
+    kvm(&[is(1, KVM_IRQFD)], "a device raises its line"),
+    kvm(&[is(1, KVM_IOEVENTFD)], "a queue's notification wakes the device thread, not the vCPU thread"),
+    kvm(&[is(1, KVM_ENABLE_CAP)], "capabilities that are off by default"),
+    kvm(&[is(1, KVM_SET_MP_STATE)], "secondary vCPUs wait for their start"),
+    x86(&[is(1, KVM_GET_SUPPORTED_CPUID)], "the CPU that the guest sees starts from this one"),
+    x86(&[is(1, KVM_SET_CPUID2)], "the CPU that the guest sees"),
+    x86(&[is(1, KVM_GET_MSR_INDEX_LIST)], "which boot-time registers this host knows"),
+    x86(&[is(1, KVM_SET_TSS_ADDR)], "three pages that Intel hosts need for real mode"),
+    x86(&[is(1, KVM_SET_IDENTITY_MAP_ADDR)], "one page that Intel hosts need for real mode"),
+    x86(&[is(1, KVM_CREATE_IRQCHIP)], "interrupt controllers in the kernel"),
+    x86(&[is(1, KVM_SET_REGS)], "the entry point"),
+    x86(&[is(1, KVM_GET_SREGS)], "segments at reset, changed for the entry protocol"),
+    x86(&[is(1, KVM_SET_SREGS)], "segments and control registers of the entry protocol"),
+    x86(&[is(1, KVM_SET_FPU)], "floating-point state at reset"),
+    x86(&[is(1, KVM_SET_MSRS)], "registers that the boot protocol expects"),
+    x86(&[is(1, KVM_GET_MSRS)], "the guest's time stamp counter, for the stage times"),
+    x86(&[is(1, KVM_GET_TSC_KHZ)], "its rate"),
+    x86(&[is(1, KVM_GET_LAPIC)], "the interrupt controller at reset"),
+    x86(&[is(1, KVM_SET_LAPIC)], "its external lines wired as the boot protocol expects"),
+    arm(&[is(1, KVM_CREATE_DEVICE)], "the interrupt controller"),
+    arm(&[is(1, KVM_SET_DEVICE_ATTR)], "its addresses and lines"),
+    arm(&[is(1, KVM_ARM_PREFERRED_TARGET)], "which vCPU this host makes"),
+    arm(&[is(1, KVM_ARM_VCPU_INIT)], "makes it"),
+    arm(&[is(1, KVM_GET_ONE_REG)], "vCPU registers, the CPU's identity for the device tree"),
+    arm(&[is(1, KVM_SET_ONE_REG)], "the entry point"),
+    when(
+        "mmap",
+        &[within(2, PROT_READ_WRITE), within(3, MAP_WHILE_BUILDING)],
+        "guest memory, the kernel image, the vCPUs' shared pages, threads' stacks; never executable",
+    ),
+    when("madvise", &[is(2, MADV_HUGEPAGE)], "guest memory in transparent huge pages"),
+    when("madvise", &[is(2, MADV_DONTDUMP)], "guest memory stays out of core dumps"),
+    when("madvise", &[is(2, MADV_POPULATE_READ)], "pre-fault of what is only read"),
+    when("madvise", &[is(2, MADV_POPULATE_WRITE)], "pre-fault of guest memory"),
+    when("clone", &[is_long(0, CLONE_OF_A_THREAD)], "threads, and nothing but threads"),
+    any("sched_setaffinity", "each vCPU thread on the CPU that it is given"),
+    any("sched_getaffinity", "whether the cpuset allows that CPU"),
+    when("prctl", &[is(0, PR_SET_NAME)], "threads' names"),
+    when("prctl", &[is(0, PR_SET_NO_NEW_PRIVS), is_long(1, 1)], "before a filter; it cannot be taken back"),
+    when(
+        "seccomp",
+        &[is(0, SECCOMP_SET_MODE_FILTER), is(1, 0)],
+        "each thread narrows itself to its role; filters only add up",
+    ),
+    any("rt_sigaction", "the handler that a vCPU's kick runs; gone from the running phase"),
+    when("eventfd2", &[within_int(1, CLOEXEC_NONBLOCK)], "interrupts, notifications, the threads' ends"),
+    when("epoll_create1", &[within_int(0, CLOEXEC_NONBLOCK)], "an event loop"),
+    when("timerfd_create", &[within_int(1, CLOEXEC_NONBLOCK)], "an event loop's deadlines"),
+    any("fstat", "size and kind of the files that came along"),
+    any("statx", "the same, as Rust's library asks"),
+    when("fcntl", &[is(1, F_GETFL)], "whether a drive was opened for writing"),
+    when("fcntl", &[is(1, F_DUPFD_CLOEXEC)], "a descriptor for a second owner"),
+    when("ioctl", &[is(1, FIONBIO)], "sockets that came along do not block"),
+    any("gettid", "the thread that a kick goes to"),
+];

@@ -1,0 +1,18 @@
+//! The main thread once the guest runs: hears husk, the vCPUs' ends and its own timers; stops the machine.
+//!
+//! Refuses by absence whatever builds: no thread, no mapping of a file, no KVM call.
+
+use crate::rule::Rule;
+use crate::tables::form::{any, is, when};
+use crate::values::VCPU_KICK_SIGNAL;
+
+/// See the module.
+pub(crate) const RULES: &[Rule] = &[
+    any("epoll_pwait", "waits for husk and for the vCPUs"),
+    any("epoll_ctl", "takes the control socket out of the wait once it has ended"),
+    any("read", "eventfds"),
+    any("recvmsg", "a message of husk, with its descriptors"),
+    any("sendmsg", "a message to husk"),
+    when("tkill", &[is(1, VCPU_KICK_SIGNAL)], "takes a vCPU thread out of the guest; no other signal"),
+    any("getrandom", "the seed of a hash map's keys, once a thread"),
+];

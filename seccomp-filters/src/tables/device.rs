@@ -1,0 +1,32 @@
+//! The device thread: waits for queues and host files, moves data between guest memory and descriptors that it has.
+//!
+//! Refuses by absence: making sockets, connecting, opening; a descriptor that it lacks must come from husk.
+
+use crate::rule::Rule;
+use crate::tables::form::{any, is_long, when, within_int};
+use crate::values::{CLOEXEC_NONBLOCK, MSG_FLAGS_RECEIVE};
+
+/// See the module.
+pub(crate) const RULES: &[Rule] = &[
+    any("epoll_pwait", "the event loop waits"),
+    any("epoll_ctl", "a connection's interest changes, begins and ends"),
+    any("read", "eventfds; a connection; a drive's file"),
+    any("readv", "from a connection into guest memory"),
+    any("pread64", "a drive's file, one buffer"),
+    any("preadv", "a drive's file into guest memory"),
+    any("pwrite64", "a drive's file, one buffer"),
+    any("pwritev", "from guest memory into a drive's file"),
+    any("lseek", "a drive's file is read through its position"),
+    any("fdatasync", "the guest flushes a drive"),
+    when(
+        "recvfrom",
+        &[within_int(3, MSG_FLAGS_RECEIVE), is_long(4, 0)],
+        "from a connection; nobody asks who sent it",
+    ),
+    any("recvmsg", "from a connection into guest memory"),
+    any("sendmsg", "from guest memory into a connection; a request to husk for a host port"),
+    when("accept4", &[within_int(3, CLOEXEC_NONBLOCK)], "a host program connects to the vsock listener"),
+    any("shutdown", "one direction of a connection ends"),
+    any("timerfd_settime", "a deadline of a connection or of a drain"),
+    any("getrandom", "the seed of a hash map's keys, once a thread"),
+];

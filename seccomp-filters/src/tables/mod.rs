@@ -1,0 +1,24 @@
+//! The tables: which groups of rules make up a role.
+//!
+//! Read by the build script, which keeps the rules of the target and drops doubles. Filters stack (a thread obeys its
+//! role's and the building one's), so [`Role::Build`] is made of all the others and what only building needs: that it
+//! allows whatever they allow holds by construction.
+
+mod building;
+mod control;
+mod device;
+mod every;
+mod form;
+mod vcpu;
+
+use crate::rule::{Role, Rule};
+
+/// The groups of a role, the hot ones first: rules of one call are tried in this order.
+pub(crate) const fn groups(role: Role) -> &'static [&'static [Rule]] {
+    match role {
+        Role::Vcpu => &[vcpu::RULES, every::RULES],
+        Role::Device => &[device::RULES, every::RULES],
+        Role::Control => &[control::RULES, every::RULES],
+        Role::Build => &[vcpu::RULES, device::RULES, control::RULES, every::RULES, building::RULES],
+    }
+}

@@ -1,0 +1,26 @@
+//! A vCPU thread: enter the guest, hand what comes out to a device, wait while paused.
+//!
+//! Refuses by absence every ioctl but the named ones: a hostile device model cannot rewire the machine from here.
+
+use crate::rule::{Arch, Rule};
+use crate::tables::form::{any, is, only, when};
+use crate::values::{KVM_GET_REGS, KVM_RUN};
+
+/// See the module. `KVM_RUN` stands first: it is the hot one.
+pub(crate) const RULES: &[Rule] = &[
+    when("ioctl", &[is(1, KVM_RUN)], "enters the guest"),
+    only(
+        Arch::X86_64,
+        when(
+            "ioctl",
+            &[is(1, KVM_GET_REGS)],
+            "the report of a guest that cannot go on names its instruction pointer",
+        ),
+    ),
+    any("read", "an eventfd that releases or wakes the vCPU"),
+    only(
+        Arch::X86_64,
+        any("poll", "whether the console's descriptor takes a byte now: a vCPU never waits for it"),
+    ),
+    only(Arch::Aarch64, any("ppoll", "the same")),
+];

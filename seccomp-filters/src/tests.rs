@@ -1,0 +1,137 @@
+//! The tables against the headers, and the compiled programs against the tables, by an interpreter of classic BPF.
+
+mod bpf;
+mod headers;
+
+use super::*;
+use bpf::{Call, Verdict, run};
+
+/// A call that satisfies all tests of `rule`.
+fn matching(rule: &Rule) -> Call {
+    let number = number_of(rule.call);
+    let mut args = [0; 6];
+    for arg in rule.args {
+        args[usize::from(arg.index)] = arg.value;
+    }
+    Call { number, args }
+}
+
+fn number_of(name: &str) -> u32 {
+    syscalls::SYSCALLS.iter().find(|call| call.name == name).unwrap().number(TARGET).unwrap()
+}
+
+fn holds(rule: &Rule, call: &Call) -> bool {
+    number_of(rule.call) == call.number
+        && rule.args.iter().all(|arg| {
+            let width = if arg.width == Width::Low32 { u64::from(u32::MAX) } else { u64::MAX };
+            call.args[usize::from(arg.index)] & width & arg.mask == arg.value
+        })
+}
+
+fn expected(role: Role, call: &Call) -> Verdict {
+    if table(role).iter().any(|rule| holds(rule, call)) { Verdict::Allow } else { Verdict::Trap }
+}
+
+#[test]
+fn what_a_rule_allows_is_allowed_and_its_neighbours_are_not() {
+    for role in Role::ALL {
+        for rule in table(role) {
+            let call = matching(rule);
+            assert_eq!(run(program(role), &call), Verdict::Allow, "{role:?} {rule:?}");
+            for arg in rule.args {
+                for bit in 0..64 {
+                    let mut near = call;
+                    near.args[usize::from(arg.index)] ^= 1 << bit;
+                    assert_eq!(
+                        run(program(role), &near),
+                        expected(role, &near),
+                        "{role:?} {rule:?} bit {bit}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_call_that_no_table_names_is_denied() {
+    for role in Role::ALL {
+        let mut denied = 0;
+        for number in 0..1024 {
+            let call = Call { number, args: [0; 6] };
+            let verdict = run(program(role), &call);
+            assert_eq!(verdict, expected(role, &call), "{role:?} call {number}");
+            denied += u32::from(verdict == Verdict::Trap);
+        }
+        assert!(denied > 900, "{role:?} denies only {denied}");
+    }
+}
+
+#[test]
+fn another_architecture_kills() {
+    for role in Role::ALL {
+        let call = matching(&table(role)[0]);
+        assert_eq!(bpf::run_as(program(role), &call, 0x4000_0003), Verdict::Kill);
+    }
+}
+
+#[test]
+fn the_x32_entry_is_denied() {
+    for role in Role::ALL {
+        let call = Call { number: number_of("write") | 0x4000_0000, args: [0; 6] };
+        assert_eq!(run(program(role), &call), Verdict::Trap);
+    }
+}
+
+#[test]
+fn building_allows_all_that_later_roles_allow() {
+    for role in Role::ALL {
+        for rule in table(role) {
+            assert_eq!(run(program(Role::Build), &matching(rule)), Verdict::Allow, "{role:?} {rule:?}");
+        }
+    }
+}
+
+#[test]
+fn running_roles_cannot_widen_themselves() {
+    let forbidden = ["rt_sigaction", "clone", "seccomp", "prctl", "openat", "socket", "execve", "ptrace"];
+    for role in [Role::Control, Role::Vcpu, Role::Device] {
+        for name in forbidden {
+            assert!(table(role).iter().all(|rule| rule.call != name), "{role:?} allows {name}");
+        }
+    }
+}
+
+#[test]
+fn no_role_may_map_executable_memory() {
+    const PROT_EXEC: u64 = 4;
+    for role in Role::ALL {
+        for name in ["mmap", "mprotect"] {
+            for flags in [values::MAP_PRIVATE_ANONYMOUS, 1, 2] {
+                let call = Call { number: number_of(name), args: [0, 4096, PROT_EXEC | 1, flags, 0, 0] };
+                assert_eq!(run(program(role), &call), Verdict::Trap, "{role:?} {name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn each_rule_stands_once_and_says_why() {
+    for role in Role::ALL {
+        let rules = table(role);
+        for (place, rule) in rules.iter().enumerate() {
+            assert!(rule.reason.len() > 5, "{role:?} {rule:?}");
+            let others = rules.iter().enumerate().filter(|(other, _)| *other != place);
+            let covered = others
+                .into_iter()
+                .any(|(_, kept)| kept.call == rule.call && (kept.args.is_empty() || kept.args == rule.args));
+            assert!(!covered, "{role:?}: redundant {rule:?}");
+        }
+    }
+}
+
+#[test]
+fn a_call_of_a_table_has_a_name() {
+    assert_eq!(call_name(number_of("ioctl")), Some("ioctl"));
+    assert_eq!(call_name(999_999), None);
+}

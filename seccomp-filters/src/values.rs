@@ -1,0 +1,124 @@
+//! The arguments that the tables name, as literals of the target: ioctl requests, flags, one signal.
+//!
+//! Literals, because the build script runs on the host and must not take the host's numbers. A test built for the
+//! target compares each with the headers' encoding. Sources: linux/kvm.h, asm-generic/mman-common.h, linux/sched.h.
+
+/// The signal that takes a vCPU thread out of `KVM_RUN`: musl's first real-time signal, free in every C library.
+pub const VCPU_KICK_SIGNAL: u32 = 35;
+/// What a failed assertion of the C library raises.
+pub(crate) const SIGABRT: u32 = 6;
+
+/// Flags of the one kind of `clone` that makes a thread (musl's `pthread_create`): everything shared, thread-local
+/// storage set, the id stored and cleared. No namespace bit, no new process.
+pub(crate) const CLONE_OF_A_THREAD: u64 = 0x007d_0f00;
+
+/// `PROT_READ | PROT_WRITE`: all that memory of the runtime may be; never executable.
+pub(crate) const PROT_READ_WRITE: u64 = 0x3;
+/// `MAP_PRIVATE | MAP_ANONYMOUS`: what an allocator and a thread's stack ask for.
+pub(crate) const MAP_PRIVATE_ANONYMOUS: u64 = 0x22;
+/// Flags that guest memory, the kernel image and the vCPUs' shared pages are mapped with: `MAP_SHARED`, `MAP_PRIVATE`,
+/// `MAP_FIXED`, `MAP_ANONYMOUS`, `MAP_NORESERVE`, `MAP_POPULATE`, `MAP_STACK`, `MAP_HUGETLB` and the size of its page.
+pub(crate) const MAP_WHILE_BUILDING: u64 =
+    0x01 | 0x02 | 0x10 | 0x20 | 0x4000 | 0x8000 | 0x2_0000 | 0x4_0000 | (0x3f << 26);
+/// `MREMAP_MAYMOVE`.
+pub(crate) const MREMAP_MAYMOVE: u64 = 1;
+/// Transparent huge pages for guest memory.
+pub(crate) const MADV_HUGEPAGE: u32 = 14;
+/// Guest memory stays out of core dumps.
+pub(crate) const MADV_DONTDUMP: u32 = 16;
+/// Populate page tables for reading.
+pub(crate) const MADV_POPULATE_READ: u32 = 22;
+/// Populate page tables for writing.
+pub(crate) const MADV_POPULATE_WRITE: u32 = 23;
+
+/// `PR_SET_NAME`.
+pub(crate) const PR_SET_NAME: u32 = 15;
+/// `PR_SET_NO_NEW_PRIVS`.
+pub(crate) const PR_SET_NO_NEW_PRIVS: u32 = 38;
+/// `SECCOMP_SET_MODE_FILTER`.
+pub(crate) const SECCOMP_SET_MODE_FILTER: u32 = 1;
+/// `F_GETFD`.
+pub(crate) const F_GETFD: u32 = 1;
+/// `F_GETFL`.
+pub(crate) const F_GETFL: u32 = 3;
+/// `F_DUPFD_CLOEXEC`.
+pub(crate) const F_DUPFD_CLOEXEC: u32 = 1030;
+/// `MSG_NOSIGNAL | MSG_DONTWAIT`.
+pub(crate) const MSG_FLAGS_SEND: u32 = 0x4040;
+/// `MSG_DONTWAIT | MSG_TRUNC | MSG_CMSG_CLOEXEC | MSG_PEEK`.
+pub(crate) const MSG_FLAGS_RECEIVE: u32 = 0x40 | 0x20 | 0x4000_0000 | 0x2;
+/// `SOCK_CLOEXEC | SOCK_NONBLOCK`, also `EFD_` and `TFD_`.
+pub(crate) const CLOEXEC_NONBLOCK: u32 = 0x8_0800;
+/// Set or clear `O_NONBLOCK`.
+pub(crate) const FIONBIO: u32 = 0x5421;
+
+/// Reads the API's version, 12 since 2007.
+pub(crate) const KVM_GET_API_VERSION: u32 = 0xae00;
+/// Makes a virtual machine.
+pub(crate) const KVM_CREATE_VM: u32 = 0xae01;
+/// Asks for a capability.
+pub(crate) const KVM_CHECK_EXTENSION: u32 = 0xae03;
+/// Asks for the size of a vCPU's shared page.
+pub(crate) const KVM_GET_VCPU_MMAP_SIZE: u32 = 0xae04;
+/// Makes a vCPU.
+pub(crate) const KVM_CREATE_VCPU: u32 = 0xae41;
+/// Puts host memory into the guest.
+pub(crate) const KVM_SET_USER_MEMORY_REGION: u32 = 0x4020_ae46;
+/// Routes interrupt lines to the controllers' pins.
+pub(crate) const KVM_SET_GSI_ROUTING: u32 = 0x4008_ae6a;
+/// Makes an eventfd raise an interrupt.
+pub(crate) const KVM_IRQFD: u32 = 0x4020_ae76;
+/// Makes a guest's write signal an eventfd.
+pub(crate) const KVM_IOEVENTFD: u32 = 0x4040_ae79;
+/// Enters the guest.
+pub(crate) const KVM_RUN: u32 = 0xae80;
+/// Sets whether a vCPU runs or waits for its start.
+pub(crate) const KVM_SET_MP_STATE: u32 = 0x4004_ae99;
+/// Switches a capability on.
+pub(crate) const KVM_ENABLE_CAP: u32 = 0x4068_aea3;
+
+/// x86_64: which CPUID leaves KVM can offer.
+pub(crate) const KVM_GET_SUPPORTED_CPUID: u32 = 0xc008_ae05;
+/// x86_64: which model-specific registers KVM knows.
+pub(crate) const KVM_GET_MSR_INDEX_LIST: u32 = 0xc004_ae02;
+/// x86_64: where Intel's real mode keeps its task state.
+pub(crate) const KVM_SET_TSS_ADDR: u32 = 0xae47;
+/// x86_64: where Intel's real mode keeps its page table.
+pub(crate) const KVM_SET_IDENTITY_MAP_ADDR: u32 = 0x4008_ae48;
+/// x86_64: the in-kernel interrupt controllers.
+pub(crate) const KVM_CREATE_IRQCHIP: u32 = 0xae60;
+/// x86_64: reads general registers.
+pub(crate) const KVM_GET_REGS: u32 = 0x8090_ae81;
+/// x86_64: writes general registers.
+pub(crate) const KVM_SET_REGS: u32 = 0x4090_ae82;
+/// x86_64: reads segment and control registers.
+pub(crate) const KVM_GET_SREGS: u32 = 0x8138_ae83;
+/// x86_64: writes segment and control registers.
+pub(crate) const KVM_SET_SREGS: u32 = 0x4138_ae84;
+/// x86_64: reads model-specific registers.
+pub(crate) const KVM_GET_MSRS: u32 = 0xc008_ae88;
+/// x86_64: writes model-specific registers.
+pub(crate) const KVM_SET_MSRS: u32 = 0x4008_ae89;
+/// x86_64: writes the floating-point state.
+pub(crate) const KVM_SET_FPU: u32 = 0x41a0_ae8d;
+/// x86_64: reads the local interrupt controller.
+pub(crate) const KVM_GET_LAPIC: u32 = 0x8400_ae8e;
+/// x86_64: writes the local interrupt controller.
+pub(crate) const KVM_SET_LAPIC: u32 = 0x4400_ae8f;
+/// x86_64: which CPUID leaves the guest sees.
+pub(crate) const KVM_SET_CPUID2: u32 = 0x4008_ae90;
+/// x86_64: reads the rate of the time stamp counter.
+pub(crate) const KVM_GET_TSC_KHZ: u32 = 0xaea3;
+
+/// aarch64: makes an in-kernel device (the interrupt controller).
+pub(crate) const KVM_CREATE_DEVICE: u32 = 0xc00c_aee0;
+/// aarch64: configures an in-kernel device.
+pub(crate) const KVM_SET_DEVICE_ATTR: u32 = 0x4018_aee1;
+/// aarch64: reads a vCPU's register.
+pub(crate) const KVM_GET_ONE_REG: u32 = 0x4010_aeab;
+/// aarch64: writes a vCPU's register.
+pub(crate) const KVM_SET_ONE_REG: u32 = 0x4010_aeac;
+/// aarch64: makes a vCPU of a kind.
+pub(crate) const KVM_ARM_VCPU_INIT: u32 = 0x4020_aeae;
+/// aarch64: asks which kind of vCPU this host makes.
+pub(crate) const KVM_ARM_PREFERRED_TARGET: u32 = 0x8020_aeaf;
