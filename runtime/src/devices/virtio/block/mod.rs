@@ -1,0 +1,143 @@
+//! virtio-block (virtio 1.2, 5.2) over a raw file.
+//!
+//! Owns configuration and features; the worker has the queue, `request` the logic. Refuses files that cannot be a
+//! disk. The capacity is the file's length when the device is made, in sectors of 512 bytes: a tail shorter than a
+//! sector is invisible to the guest. The file's content is never looked at, so no image format can be smuggled in.
+//! Invariant: whether writes are allowed is decided here, once, and checked on the host for each request.
+
+mod request;
+mod worker;
+
+use super::{
+    ActivateError, Activation, DeviceKind, FEATURE_EVENT_IDX, FEATURE_INDIRECT, VirtioDevice, Worker, read_from,
+};
+use husk_protocol::spec::CacheType;
+use request::{Disk, SECTOR_BYTES};
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use virtio_bindings::virtio_blk as blk;
+
+/// Descriptors in the queue.
+const QUEUE_SIZE: u16 = 128;
+/// Most data segments in a request: what fits into the queue beside header and status.
+const SEGMENTS: u32 = QUEUE_SIZE as u32 - 2;
+/// Largest data segment in bytes; with [`SEGMENTS`] it bounds the work of one request.
+const SEGMENT_BYTES: u32 = 256 * 1024;
+/// Bytes of a drive's name that the guest can read.
+const ID_BYTES: usize = blk::VIRTIO_BLK_ID_BYTES as usize;
+
+/// A file that cannot be a disk.
+#[derive(Debug, thiserror::Error)]
+pub enum BlockError {
+    /// The host refused.
+    #[error("drive {id}: reading its size: {source}")]
+    Size {
+        /// The drive.
+        id: String,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// Not even one sector.
+    #[error("drive {id}: the file has {bytes} bytes; a disk has at least one sector of 512")]
+    TooSmall {
+        /// The drive.
+        id: String,
+        /// The file's length.
+        bytes: u64,
+    },
+    /// Neither has a length that stays.
+    #[error("drive {id}: neither a regular file nor a block device")]
+    NotADisk {
+        /// The drive.
+        id: String,
+    },
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Block {
+    disk: Arc<Disk>,
+    features: u64,
+    config: [u8; CONFIG_BYTES],
+}
+
+/// Up to and with `blk_size` of `virtio_blk_config`.
+const CONFIG_BYTES: usize = 24;
+
+impl Block {
+    /// The disk that `file` is. Its guest reads `id`'s first 20 bytes as the serial number. Without write-back caching
+    /// no flush is offered: then what the guest wrote is as safe as the host's page cache.
+    pub fn new(file: File, id: &str, read_only: bool, cache: CacheType) -> Result<Self, BlockError> {
+        let bytes = length(&file, id)?;
+        let sectors = bytes / SECTOR_BYTES;
+        if sectors == 0 {
+            return Err(BlockError::TooSmall { id: id.to_owned(), bytes });
+        }
+        let writeback = cache == CacheType::Writeback;
+        let mut features = FEATURE_EVENT_IDX
+            | FEATURE_INDIRECT
+            | 1 << blk::VIRTIO_BLK_F_SIZE_MAX
+            | 1 << blk::VIRTIO_BLK_F_SEG_MAX
+            | 1 << blk::VIRTIO_BLK_F_BLK_SIZE;
+        if read_only {
+            features |= 1 << blk::VIRTIO_BLK_F_RO;
+        }
+        if writeback {
+            features |= 1 << blk::VIRTIO_BLK_F_FLUSH;
+        }
+        let mut config = [0; CONFIG_BYTES];
+        config[0..8].copy_from_slice(&sectors.to_le_bytes());
+        config[8..12].copy_from_slice(&SEGMENT_BYTES.to_le_bytes());
+        config[12..16].copy_from_slice(&SEGMENTS.to_le_bytes());
+        // 16..20: a geometry that is not offered.
+        config[20..24].copy_from_slice(&512u32.to_le_bytes());
+        let mut serial = [0; ID_BYTES];
+        for (to, from) in serial.iter_mut().zip(id.bytes()) {
+            *to = from;
+        }
+        let disk = Arc::new(Disk { file, sectors, read_only, writeback, serial });
+        Ok(Self { disk, features, config })
+    }
+}
+
+fn length(file: &File, id: &str) -> Result<u64, BlockError> {
+    use std::io::{Seek, SeekFrom};
+    use std::os::unix::fs::FileTypeExt;
+    let size = |source| BlockError::Size { id: id.to_owned(), source };
+    let metadata = file.metadata().map_err(size)?;
+    if metadata.is_file() {
+        Ok(metadata.len())
+    } else if metadata.file_type().is_block_device() {
+        // A block device's length is where its end is.
+        (&*file).seek(SeekFrom::End(0)).map_err(size)
+    } else {
+        Err(BlockError::NotADisk { id: id.to_owned() })
+    }
+}
+
+impl VirtioDevice for Block {
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Block
+    }
+
+    fn features(&self) -> u64 {
+        self.features
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE]
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_from(&self.config, offset, data);
+    }
+
+    fn activate(&mut self, mut activation: Activation) -> Result<Box<dyn Worker>, ActivateError> {
+        let queue = activation.take_queue(0)?;
+        Ok(Box::new(worker::BlockWorker::new(queue, self.disk.clone(), activation.dropped)))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,121 @@
+//! What a block request does: a function of memory, chain and file.
+//!
+//! Owns the meaning of requests (virtio 1.2, 5.2.6). Refuses, with a status, what lies outside the disk, is not whole
+//! sectors, is larger than the device allows, or writes to a read-only disk; refuses, as [`Nonsense`], a chain that has
+//! no header or no room for a status. Invariant: data moves between file and guest memory directly, and no more than
+//! [`MAX_BYTES`] of it per request.
+
+use super::{ID_BYTES, SEGMENT_BYTES, SEGMENTS};
+use crate::devices::virtio::Memory;
+use crate::devices::virtio::guest_io::{BadBuffer, GuestIo};
+use crate::devices::virtio::queue::Chain;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use virtio_bindings::virtio_blk as blk;
+use vm_memory::Permissions;
+
+/// The unit of addresses on a disk.
+pub(super) const SECTOR_BYTES: u64 = 512;
+/// Most data in one request: what a driver that keeps to the configuration can ask for.
+const MAX_BYTES: u64 = SEGMENTS as u64 * SEGMENT_BYTES as u64;
+/// Bytes of `virtio_blk_req` before the data.
+const HEADER_BYTES: usize = 16;
+
+/// The file and what may be done to it.
+#[derive(Debug)]
+pub(super) struct Disk {
+    pub(super) file: File,
+    pub(super) sectors: u64,
+    pub(super) read_only: bool,
+    /// Whether a flush reaches the medium.
+    pub(super) writeback: bool,
+    pub(super) serial: [u8; ID_BYTES],
+}
+
+/// The status byte at a request's end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Status {
+    Ok = blk::VIRTIO_BLK_S_OK as u8,
+    IoError = blk::VIRTIO_BLK_S_IOERR as u8,
+    Unsupported = blk::VIRTIO_BLK_S_UNSUPP as u8,
+}
+
+/// A chain that is no request: there is nothing to answer it with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Nonsense;
+
+impl From<BadBuffer> for Nonsense {
+    fn from(_: BadBuffer) -> Self {
+        Self
+    }
+}
+
+/// Does what `chain` asks for, writes the status, and returns how many bytes were written into the chain's buffers.
+pub(super) fn handle(memory: &Memory, chain: &Chain, disk: &Disk) -> Result<u32, Nonsense> {
+    let mut readable = GuestIo::new(memory, &chain.readable, Permissions::Read)?;
+    let mut header = [0; HEADER_BYTES];
+    if readable.copy_into(&mut header) != HEADER_BYTES {
+        return Err(Nonsense);
+    }
+    let mut writable = GuestIo::new(memory, &chain.writable, Permissions::Write)?;
+    let mut status = GuestIo::new(memory, &chain.writable, Permissions::Write)?;
+    let room = writable.len().checked_sub(1).ok_or(Nonsense)?;
+    writable.truncate(room);
+    status.advance(room);
+
+    let (kind, _reserved, sector) = split(header);
+    let outcome = match kind {
+        blk::VIRTIO_BLK_T_IN => transfer(disk, sector, &mut writable, GuestIo::read_file),
+        blk::VIRTIO_BLK_T_OUT if disk.read_only => Status::IoError,
+        blk::VIRTIO_BLK_T_OUT => transfer(disk, sector, &mut readable, GuestIo::write_file),
+        blk::VIRTIO_BLK_T_FLUSH if disk.writeback => match disk.file.sync_data() {
+            Ok(()) => Status::Ok,
+            Err(_) => Status::IoError,
+        },
+        blk::VIRTIO_BLK_T_GET_ID => {
+            writable.fill_from(&disk.serial);
+            Status::Ok
+        }
+        _ => Status::Unsupported,
+    };
+    let written = room - writable.len();
+    status.fill_from(&[outcome as u8]);
+    // A chain has fewer than 2^32 bytes, and MAX_BYTES bounds what was written further.
+    Ok(u32::try_from(written + 1).unwrap_or(u32::MAX))
+}
+
+fn split(header: [u8; HEADER_BYTES]) -> (u32, u32, u64) {
+    let [a, b, c, d, e, f, g, h, sector @ ..] = header;
+    (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]), u64::from_le_bytes(sector))
+}
+
+/// Moves all of `data` from or to the disk at `sector`, if it lies there.
+fn transfer<'m>(
+    disk: &Disk,
+    sector: u64,
+    data: &mut GuestIo<'m>,
+    step: fn(&mut GuestIo<'m>, BorrowedFd<'_>, u64) -> io::Result<usize>,
+) -> Status {
+    let bytes = data.len() as u64;
+    let end = sector.checked_add(bytes / SECTOR_BYTES);
+    if bytes % SECTOR_BYTES != 0 || bytes > MAX_BYTES || end.is_none_or(|end| end > disk.sectors) {
+        return Status::IoError;
+    }
+    // The end is on the disk, so its offset in bytes does not overflow.
+    let mut offset = sector * SECTOR_BYTES;
+    while !data.is_empty() {
+        match step(data, disk.file.as_fd(), offset) {
+            // The file has shrunk under the disk.
+            Ok(0) => return Status::IoError,
+            Ok(moved) => offset += moved as u64,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return Status::IoError,
+        }
+    }
+    Status::Ok
+}
+
+#[cfg(test)]
+mod tests;

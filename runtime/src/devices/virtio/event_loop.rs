@@ -1,0 +1,217 @@
+//! The thread body that runs workers.
+//!
+//! Owns an epoll set, the workers in it and the channel on which transports hand them over. Refuses to end for any
+//! worker's sake: one that fails is cut off from its events and reported to its [`Owner`]; the others go on.
+//! Invariant: a worker does a bounded amount of work per event, and epoll reports level-triggered events in turn, so
+//! one device's storm delays another by at most one such amount per device.
+
+use super::{Busy, DeviceError, Token, Worker};
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::{Duration, Instant};
+use virtio_queue::Queue;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+/// How long a worker may take to end what is in flight before its owner hears of it.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
+/// How often a worker that is busy draining is asked again, in milliseconds.
+const DRAIN_RETRY_MS: i32 = 5;
+/// Events taken from the kernel at once.
+const BATCH: usize = 32;
+/// Event data of the command channel; workers' keys are below.
+const COMMANDS: u64 = u64::MAX;
+
+/// Who handed a worker over, and hears how it fares. Called on the event loop's thread; must not wait for it.
+pub trait Owner: Send + Sync {
+    /// The worker cannot go on; it gets no more events.
+    fn failed(&self, error: &DeviceError);
+    /// The worker was asked to drain and is gone.
+    fn drained(&self, queues: Vec<(u16, Queue)>);
+}
+
+/// Names a worker on its loop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WorkerKey(u32);
+
+enum Command {
+    Run { key: WorkerKey, worker: Box<dyn Worker>, owner: Arc<dyn Owner> },
+    Drain { key: WorkerKey },
+    Stop,
+}
+
+/// The way to an event loop, from any thread. Never waits for it.
+#[derive(Clone)]
+pub struct LoopHandle {
+    commands: Sender<Command>,
+    wake: Arc<EventFd>,
+    next_key: Arc<AtomicU32>,
+}
+
+impl LoopHandle {
+    /// Hands `worker` over.
+    pub fn run(&self, worker: Box<dyn Worker>, owner: Arc<dyn Owner>) -> WorkerKey {
+        let key = WorkerKey(self.next_key.fetch_add(1, Ordering::Relaxed));
+        self.send(Command::Run { key, worker, owner });
+        key
+    }
+
+    /// Asks for the worker's queues back; its owner hears of it. A caller asks once per worker, which bounds the
+    /// channel.
+    pub fn drain(&self, key: WorkerKey) {
+        self.send(Command::Drain { key });
+    }
+
+    /// Ends the loop.
+    pub fn stop(&self) {
+        self.send(Command::Stop);
+    }
+
+    fn send(&self, command: Command) {
+        // A loop that has ended takes no commands, and its machine is ending with it.
+        if self.commands.send(command).is_ok() {
+            let _ = self.wake.write(1);
+        }
+    }
+}
+
+struct Slot {
+    worker: Box<dyn Worker>,
+    owner: Arc<dyn Owner>,
+    registered: Vec<RawFd>,
+    draining: Option<Instant>,
+}
+
+/// See the module.
+pub struct EventLoop {
+    epoll: Epoll,
+    commands: Receiver<Command>,
+    wake: Arc<EventFd>,
+    slots: BTreeMap<WorkerKey, Slot>,
+}
+
+impl EventLoop {
+    /// A loop without workers, and the way to it.
+    pub fn new() -> io::Result<(Self, LoopHandle)> {
+        let epoll = Epoll::new()?;
+        let wake = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
+        epoll.ctl(ControlOperation::Add, wake.as_raw_fd(), EpollEvent::new(EventSet::IN, COMMANDS))?;
+        let (sender, commands) = mpsc::channel();
+        let handle = LoopHandle { commands: sender, wake: wake.clone(), next_key: Arc::new(AtomicU32::new(0)) };
+        Ok((Self { epoll, commands, wake, slots: BTreeMap::new() }, handle))
+    }
+
+    /// Runs until [`LoopHandle::stop`]. Fails only if the kernel no longer reports events.
+    pub fn run(mut self) -> io::Result<()> {
+        let mut events = [EpollEvent::default(); BATCH];
+        loop {
+            let draining = self.slots.values().any(|slot| slot.draining.is_some());
+            let timeout = if draining { DRAIN_RETRY_MS } else { -1 };
+            let count = match self.epoll.wait(timeout, &mut events) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+                Err(error) => return Err(error),
+            };
+            for event in &events[..count] {
+                if event.data() != COMMANDS {
+                    self.dispatch(event.data());
+                } else if self.obey().is_break() {
+                    return Ok(());
+                }
+            }
+            if draining {
+                self.retry_drains();
+            }
+        }
+    }
+
+    fn dispatch(&mut self, data: u64) {
+        let (key, token) = unpack(data);
+        // An event may have been fetched together with the command that removed its worker.
+        let Some(slot) = self.slots.get_mut(&key) else { return };
+        if slot.registered.is_empty() {
+            return;
+        }
+        if let Err(error) = slot.worker.ready(token) {
+            Self::cut_off(&self.epoll, slot);
+            slot.owner.failed(&error);
+        }
+    }
+
+    fn obey(&mut self) -> std::ops::ControlFlow<()> {
+        let _ = self.wake.read();
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                Command::Stop => return std::ops::ControlFlow::Break(()),
+                Command::Run { key, worker, owner } => self.adopt(key, worker, owner),
+                Command::Drain { key } => {
+                    if let Some(slot) = self.slots.get_mut(&key) {
+                        slot.draining = Some(Instant::now() + DRAIN_PATIENCE);
+                    }
+                    self.retry_drains();
+                }
+            }
+        }
+        std::ops::ControlFlow::Continue(())
+    }
+
+    fn adopt(&mut self, key: WorkerKey, worker: Box<dyn Worker>, owner: Arc<dyn Owner>) {
+        let mut slot = Slot { worker, owner, registered: Vec::new(), draining: None };
+        for (token, fd) in slot.worker.events().to_vec() {
+            let event = EpollEvent::new(EventSet::IN, pack(key, token));
+            if let Err(source) = self.epoll.ctl(ControlOperation::Add, fd, event) {
+                Self::cut_off(&self.epoll, &mut slot);
+                slot.owner.failed(&DeviceError::Host { what: "watching a device's descriptors", source });
+                break;
+            }
+            slot.registered.push(fd);
+        }
+        self.slots.insert(key, slot);
+    }
+
+    fn retry_drains(&mut self) {
+        let epoll = &self.epoll;
+        self.slots.retain(|_, slot| {
+            let Some(deadline) = slot.draining else { return true };
+            match slot.worker.drain(deadline) {
+                Ok(queues) => {
+                    Self::cut_off(epoll, slot);
+                    slot.owner.drained(queues);
+                    false
+                }
+                Err(Busy) if Instant::now() < deadline => true,
+                Err(Busy) => {
+                    slot.draining = Some(Instant::now() + DRAIN_PATIENCE);
+                    slot.owner.failed(&DeviceError::Host {
+                        what: "ending the requests in flight",
+                        source: io::ErrorKind::TimedOut.into(),
+                    });
+                    true
+                }
+            }
+        });
+    }
+
+    fn cut_off(epoll: &Epoll, slot: &mut Slot) {
+        for fd in slot.registered.drain(..) {
+            // The descriptor is open (the worker lives) and was added: nothing is left that could fail.
+            let _ = epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default());
+        }
+    }
+}
+
+fn pack(key: WorkerKey, token: Token) -> u64 {
+    u64::from(key.0) << 32 | u64::from(token.0)
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "takes the two halves apart")]
+fn unpack(data: u64) -> (WorkerKey, Token) {
+    (WorkerKey((data >> 32) as u32), Token(data as u32))
+}
+
+#[cfg(test)]
+mod tests;

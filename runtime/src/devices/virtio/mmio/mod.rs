@@ -1,0 +1,266 @@
+//! The virtio-mmio transport (virtio 1.2, 4.2): shows one device to the guest through a window of 4 KiB.
+//!
+//! Owns the device while it is inactive, its registers and its interrupt; hands queues to a worker at `DRIVER_OK` and
+//! takes them back at reset. Refuses queues that are not sound with `DEVICE_NEEDS_RESET`. Invariant: a vCPU thread
+//! takes one short lock and never waits for a worker; a reset is over when the worker is gone, and the status register
+//! reads non-zero until then.
+
+mod registers;
+
+use super::event_loop::{LoopHandle, Owner, WorkerKey};
+use super::queue::{QueueSetup, Virtqueue};
+use super::{
+    ActivateError, Activation, DeviceError, DeviceKind, FEATURE_EVENT_IDX, Interrupt, Memory, VirtioDevice,
+};
+use crate::devices::BusDevice;
+use registers::{Effect, Registers};
+use std::io;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use virtio_bindings::virtio_mmio as mmio;
+use virtio_queue::Queue;
+use vmm_sys_util::eventfd::EventFd;
+
+/// Bytes of a device's window.
+pub const WINDOW_BYTES: u64 = 0x1000;
+/// Where in the window the driver writes a queue's index (4 bytes) to kick it: for an ioeventfd.
+pub const NOTIFY_OFFSET: u64 = mmio::VIRTIO_MMIO_QUEUE_NOTIFY as u64;
+const CONFIG: u64 = mmio::VIRTIO_MMIO_CONFIG as u64;
+
+/// What a device's guest did wrong so far, and the host to it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Faults {
+    /// Times that the device needed a reset.
+    pub failures: u64,
+    /// Requests that made no sense and were dropped.
+    pub dropped: u64,
+    /// The last failure, in a line.
+    pub last: Option<String>,
+}
+
+struct MmioInterrupt {
+    status: AtomicU32,
+    line: EventFd,
+}
+
+impl MmioInterrupt {
+    fn raise(&self, bits: u32) {
+        self.status.fetch_or(bits, Ordering::SeqCst);
+        // It fails only at 2^64 - 2 interrupts that nobody has taken: the line is up.
+        let _ = self.line.write(1);
+    }
+}
+
+impl Interrupt for MmioInterrupt {
+    fn queue(&self, _index: u16) {
+        self.raise(mmio::VIRTIO_MMIO_INT_VRING);
+    }
+
+    fn config(&self) {
+        self.raise(mmio::VIRTIO_MMIO_INT_CONFIG);
+    }
+}
+
+struct State {
+    registers: Registers,
+    device: Box<dyn VirtioDevice>,
+    worker: Option<WorkerKey>,
+    failures: u64,
+    last: Option<String>,
+}
+
+/// See the module.
+pub struct MmioTransport {
+    this: Weak<Self>,
+    kind: DeviceKind,
+    memory: Memory,
+    event_loop: LoopHandle,
+    interrupt: Arc<MmioInterrupt>,
+    notifiers: Arc<[EventFd]>,
+    dropped: Arc<AtomicU64>,
+    state: Mutex<State>,
+}
+
+impl MmioTransport {
+    /// Shows `device` to the guest. Its worker will run on `event_loop`; interrupts are written to `line`.
+    pub fn new(
+        device: Box<dyn VirtioDevice>,
+        memory: Memory,
+        line: EventFd,
+        event_loop: LoopHandle,
+    ) -> io::Result<Arc<Self>> {
+        let notifiers: Vec<EventFd> = device
+            .queue_sizes()
+            .iter()
+            .map(|_| EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC))
+            .collect::<Result<_, _>>()?;
+        let kind = device.kind();
+        let registers = Registers::new(kind.id(), device.features(), device.queue_sizes());
+        Ok(Arc::new_cyclic(|this| Self {
+            this: this.clone(),
+            kind,
+            memory,
+            event_loop,
+            interrupt: Arc::new(MmioInterrupt { status: AtomicU32::new(0), line }),
+            notifiers: notifiers.into(),
+            dropped: Arc::default(),
+            state: Mutex::new(State { registers, device, worker: None, failures: 0, last: None }),
+        }))
+    }
+
+    /// What the device is.
+    #[must_use]
+    pub fn kind(&self) -> DeviceKind {
+        self.kind
+    }
+
+    /// One eventfd a queue, in order: to be written when the driver writes the queue's index at [`NOTIFY_OFFSET`].
+    #[must_use]
+    pub fn queue_notifiers(&self) -> &[EventFd] {
+        &self.notifiers
+    }
+
+    /// The eventfd that raises the device's interrupt (an edge).
+    #[must_use]
+    pub fn interrupt_line(&self) -> &EventFd {
+        &self.interrupt.line
+    }
+
+    /// What went wrong so far.
+    #[must_use]
+    pub fn faults(&self) -> Faults {
+        let state = self.lock();
+        let dropped = self.dropped.load(Ordering::Relaxed);
+        Faults { failures: state.failures, dropped, last: state.last.clone() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn apply(&self, state: &mut State, effect: Effect) {
+        match effect {
+            Effect::None => {}
+            Effect::Notify(index) => {
+                // It fails only at 2^64 - 2 kicks: readable all the same.
+                let _ = self.notifiers[usize::from(index)].write(1);
+            }
+            Effect::Activate => {
+                if let Err(error) = self.activate(state) {
+                    self.fail(state, error.to_string());
+                }
+            }
+            Effect::Reset => match state.worker {
+                Some(key) => self.event_loop.drain(key),
+                None => self.finish_reset(state),
+            },
+        }
+    }
+
+    fn activate(&self, state: &mut State) -> Result<(), ActivateError> {
+        let features = state.registers.acknowledged();
+        let event_idx = features & FEATURE_EVENT_IDX != 0;
+        let mut queues = Vec::with_capacity(self.notifiers.len());
+        for (index, setup, max) in state.registers.queues() {
+            queues.push(if setup.ready { Some(self.queue(index, &setup, max, event_idx)?) } else { None });
+        }
+        let activation = Activation {
+            features,
+            memory: self.memory.clone(),
+            interrupt: self.interrupt.clone(),
+            queues,
+            dropped: self.dropped.clone(),
+        };
+        let worker = state.device.activate(activation)?;
+        if let Some(owner) = self.this.upgrade() {
+            state.worker = Some(self.event_loop.run(worker, owner));
+        }
+        Ok(())
+    }
+
+    fn queue(&self, index: u16, setup: &QueueSetup, max: u16, event_idx: bool) -> Result<Virtqueue, ActivateError> {
+        let queue =
+            setup.check(max, event_idx, &self.memory).map_err(|source| ActivateError::Queue { index, source })?;
+        Ok(Virtqueue::new(index, queue, self.memory.clone(), self.notifiers.clone(), self.interrupt.clone()))
+    }
+
+    fn fail(&self, state: &mut State, message: String) {
+        state.failures += 1;
+        state.last = Some(message);
+        state.registers.fail();
+        self.interrupt.config();
+    }
+
+    fn finish_reset(&self, state: &mut State) {
+        state.worker = None;
+        state.registers.reset();
+        self.interrupt.status.store(0, Ordering::SeqCst);
+    }
+
+    fn read_register(&self, offset: u32) -> u32 {
+        match offset {
+            mmio::VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt.status.load(Ordering::SeqCst),
+            // No device's configuration changes yet.
+            mmio::VIRTIO_MMIO_CONFIG_GENERATION => 0,
+            _ => self.lock().registers.read(offset),
+        }
+    }
+
+    fn write_register(&self, offset: u32, value: u32) {
+        if offset == mmio::VIRTIO_MMIO_INTERRUPT_ACK {
+            self.interrupt.status.fetch_and(!value, Ordering::SeqCst);
+            return;
+        }
+        let mut state = self.lock();
+        let effect = state.registers.write(offset, value);
+        self.apply(&mut state, effect);
+    }
+}
+
+impl BusDevice for MmioTransport {
+    /// Registers are read 4 bytes at a time (4.2.2.2); any other access to them reads as zero.
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        if let Some(offset) = offset.checked_sub(CONFIG) {
+            self.lock().device.read_config(offset, data);
+            return;
+        }
+        data.fill(0);
+        if let (Ok(register), Ok(data)) = (register(offset), <&mut [u8; 4]>::try_from(data)) {
+            *data = self.read_register(register).to_le_bytes();
+        }
+    }
+
+    /// Registers are written 4 bytes at a time (4.2.2.2); any other access to them is ignored.
+    fn write(&self, offset: u64, data: &[u8]) {
+        if let Some(offset) = offset.checked_sub(CONFIG) {
+            let mut state = self.lock();
+            if !state.registers.is_resetting() {
+                state.device.write_config(offset, data);
+            }
+        } else if let (Ok(register), Ok(data)) = (register(offset), <[u8; 4]>::try_from(data)) {
+            self.write_register(register, u32::from_le_bytes(data));
+        }
+    }
+}
+
+/// Which register is at `offset`, if one starts there.
+fn register(offset: u64) -> Result<u32, ()> {
+    if offset % 4 == 0 { u32::try_from(offset).map_err(drop) } else { Err(()) }
+}
+
+impl Owner for MmioTransport {
+    fn failed(&self, error: &DeviceError) {
+        let mut state = self.lock();
+        self.fail(&mut state, error.to_string());
+    }
+
+    fn drained(&self, _queues: Vec<(u16, Queue)>) {
+        let mut state = self.lock();
+        if state.registers.is_resetting() {
+            self.finish_reset(&mut state);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,173 @@
+//! Virtio 1.2 devices: what a device is, whatever transport shows it to the guest.
+//!
+//! Owns the three traits that keep device, transport and worker apart. A [`VirtioDevice`] keeps configuration and
+//! features; [`VirtioDevice::activate`] hands queues and backend to a [`Worker`], which runs on an event loop; the
+//! transport keeps everything else. Refuses features that were not offered and queues that are not sound before a
+//! device ever sees them. Invariant: a queue has one owner at a time, transport or worker.
+
+pub mod block;
+pub mod event_loop;
+pub mod guest_io;
+pub mod mmio;
+pub mod queue;
+#[cfg(test)]
+pub(crate) mod testkit;
+pub mod vsock;
+
+use queue::{QueueError, Virtqueue};
+use std::io;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Instant;
+use virtio_bindings::{virtio_config, virtio_ids, virtio_ring};
+use virtio_queue::Queue;
+use vm_memory::GuestMemoryMmap;
+
+/// Guest memory as devices see it; a clone shares the mappings.
+pub type Memory = GuestMemoryMmap<()>;
+
+/// Feature bit: the device is one of virtio 1.0 or later (`VIRTIO_F_VERSION_1`). Every transport here requires it.
+pub const FEATURE_VERSION_1: u64 = 1 << virtio_config::VIRTIO_F_VERSION_1;
+/// Feature bit: notifications are suppressed by index (`VIRTIO_F_EVENT_IDX`).
+pub const FEATURE_EVENT_IDX: u64 = 1 << virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+/// Feature bit: a descriptor may name a table of descriptors (`VIRTIO_F_INDIRECT_DESC`).
+pub const FEATURE_INDIRECT: u64 = 1 << virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
+
+/// What a device is (virtio 1.2, section 5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum DeviceKind {
+    /// A disk (5.2).
+    Block = virtio_ids::VIRTIO_ID_BLOCK,
+    /// A socket device (5.10).
+    Vsock = virtio_ids::VIRTIO_ID_VSOCK,
+}
+
+impl DeviceKind {
+    /// The device id that the driver reads.
+    #[must_use]
+    pub const fn id(self) -> u32 {
+        self as u32
+    }
+}
+
+/// The half of a device that answers the driver's questions. Knows no transport, no queue and no thread.
+pub trait VirtioDevice: Send {
+    /// What it is.
+    fn kind(&self) -> DeviceKind;
+    /// The features that it offers.
+    fn features(&self) -> u64;
+    /// The largest size of each of its queues, in descriptors; powers of two.
+    fn queue_sizes(&self) -> &[u16];
+    /// Reads the configuration space; what lies outside reads as zero. Fills all of `data`.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+    /// Writes the configuration space; the default has nothing that could be written.
+    fn write_config(&mut self, offset: u64, data: &[u8]) {
+        let _ = (offset, data);
+    }
+    /// Hands queues and backend over to a worker. Runs on a vCPU thread: allocates at most, makes no descriptor.
+    fn activate(&mut self, activation: Activation) -> Result<Box<dyn Worker>, ActivateError>;
+}
+
+/// The half of a device that does its work, on an event loop.
+pub trait Worker: Send {
+    /// The descriptors that it waits for, level-triggered; constant for its life.
+    fn events(&self) -> &[(Token, RawFd)];
+    /// One of them is readable. Does a bounded amount of work; if there is more, leaves a descriptor readable.
+    fn ready(&mut self, token: Token) -> Result<(), DeviceError>;
+    /// Ends what is in flight and gives the queues back, each with its index, or says that it is not done yet.
+    fn drain(&mut self, deadline: Instant) -> Result<Vec<(u16, Queue)>, Busy>;
+}
+
+/// Which of a worker's descriptors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Token(pub u32);
+
+/// Requests are still in flight; ask again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Busy;
+
+/// How a device tells its driver that something happened.
+pub trait Interrupt: Send + Sync {
+    /// Buffers of queue `index` were used.
+    fn queue(&self, index: u16);
+    /// The configuration, or the device's status, changed.
+    fn config(&self);
+}
+
+/// Everything that a worker gets.
+pub struct Activation {
+    /// The features that the driver acknowledged: a subset of those offered.
+    pub features: u64,
+    /// Guest memory.
+    pub memory: Memory,
+    /// For changes of the configuration; queues carry their own.
+    pub interrupt: Arc<dyn Interrupt>,
+    /// By index; empty where the driver did not set the queue up.
+    pub queues: Vec<Option<Virtqueue>>,
+    /// Counts requests that made no sense and were dropped.
+    pub dropped: Arc<AtomicU64>,
+}
+
+impl Activation {
+    /// Takes queue `index`, which the device cannot do without.
+    pub fn take_queue(&mut self, index: u16) -> Result<Virtqueue, ActivateError> {
+        self.queues.get_mut(usize::from(index)).and_then(Option::take).ok_or(ActivateError::QueueMissing(index))
+    }
+}
+
+/// A device that cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum ActivateError {
+    /// Guest's fault.
+    #[error("the driver started the device without queue {0}, which it needs")]
+    QueueMissing(u16),
+    /// Guest's fault.
+    #[error("queue {index}: {source}")]
+    Queue {
+        /// Which.
+        index: u16,
+        /// What is wrong with it.
+        source: QueueError,
+    },
+    /// The backend is with a worker that has not ended.
+    #[error("the device's backend is still in use by an earlier activation")]
+    BackendInUse,
+}
+
+/// A device that cannot go on. Its driver sees `DEVICE_NEEDS_RESET`; everything else goes on.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// Guest's fault: a queue is corrupt.
+    #[error("queue {index}: {source}")]
+    Queue {
+        /// Which.
+        index: u16,
+        /// What is wrong with it.
+        source: QueueError,
+    },
+    /// The host refused something that the device depends on.
+    #[error("{what}: {source}")]
+    Host {
+        /// What was asked of it.
+        what: &'static str,
+        /// Its answer.
+        source: io::Error,
+    },
+}
+
+impl DeviceError {
+    /// For `map_err` on a host operation called `what`.
+    pub(crate) fn host<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Self {
+        move |source| Self::Host { what, source: source.into() }
+    }
+}
+
+/// Fills `data` from `config` at `offset`; what lies outside reads as zero.
+pub(crate) fn read_from(config: &[u8], offset: u64, data: &mut [u8]) {
+    data.fill(0);
+    let Some(rest) = usize::try_from(offset).ok().and_then(|offset| config.get(offset..)) else { return };
+    let len = rest.len().min(data.len());
+    data[..len].copy_from_slice(&rest[..len]);
+}
