@@ -10,7 +10,7 @@ import sys
 import time
 
 from machine import Machine
-from session import Failure, Session
+from session import Failure, Order, Session
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TOP = os.path.dirname(os.path.dirname(HERE))
@@ -57,21 +57,15 @@ def environment(extra):
         key, given, value = item.partition("=")
         env[key] = value if given else os.environ.get(key, "")
     target = os.environ.get("CARGO_TARGET_DIR", TOP + "/target")
-    env["PATH"] = ":".join([TOP + "/target/dist", os.path.abspath(target) + "/x86_64-unknown-linux-musl/release", HERE,
+    env["PATH"] = ":".join(["/run/lab/bin", TOP + "/target/dist", os.path.abspath(target) + "/x86_64-unknown-linux-musl/release", HERE,
                             "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"])
     env["HUSK_LAB"] = "1"
     return env
 
 
-def order(opts, kernel_dir):
-    """What the agent is told."""
-    streams = ["pipe"] * 3
-    size = [24, 80]
-    if os.isatty(0):
-        streams = ["pty" if os.isatty(fd) else "pipe" for fd in range(3)]
-        size = [os.get_terminal_size(0).lines, os.get_terminal_size(0).columns]
-    return {"argv": opts.command, "cwd": os.getcwd(), "env": environment(opts.env), "streams": streams, "size": size,
-            "modules": kernel_dir + "/modules", "cgroup": opts.cgroup}
+def streams():
+    """Which of the standard streams are to be a terminal in L1 too: without a terminal to read from, none."""
+    return "".join("t" if os.isatty(0) and os.isatty(fd) else "p" for fd in range(3))
 
 
 def run(opts):
@@ -80,7 +74,8 @@ def run(opts):
     kernel_dir, initramfs = subprocess.run([HERE + "/setup", opts.kernel], stdin=subprocess.DEVNULL, check=True,
                                            stdout=subprocess.PIPE, text=True).stdout.split("\n")[:2]
     machine = Machine(kernel_dir, initramfs, opts)
-    session = Session(machine, order(opts, kernel_dir), opts.boot_timeout, opts.timeout)
+    order = Order(os.getcwd(), streams(), opts.command, environment(opts.env))
+    session = Session(machine, order, opts.boot_timeout, opts.timeout)
     try:
         status = session.run()
         if opts.verbose:

@@ -18,7 +18,7 @@ CONSOLE_LINES = 200
 CMDLINE = (
     "console=ttyS0 quiet loglevel=4 panic=-1 oops=panic nokaslr tsc=reliable no_timer_check nowatchdog "
     "rcupdate.rcu_cpu_stall_suppress=1 audit=0 random.trust_cpu=on lsm=landlock,lockdown,yama,loadpin,safesetid,bpf "
-    "transparent_hugepage=madvise reboot=t"
+    "transparent_hugepage=madvise reboot=t cryptomgr.notests"
 )
 
 
@@ -62,7 +62,7 @@ class Machine:
         self.virtiofsd = daemon_end
         passed = [share]
         argv = [QEMU, *self._fixed(options), "-kernel", kernel_dir + "/vmlinux", "-initrd", initramfs,
-                "-append", " ".join(filter(None, [CMDLINE, options.append])),
+                "-append", " ".join([CMDLINE, "lab.cgroup=" + options.cgroup, options.append]),
                 "-chardev", "socket,id=fs,fd=%d" % share.fileno(),
                 "-device", "vhost-user-fs-pci,chardev=fs,tag=host,queue-size=1024",
                 "-device", "virtio-serial-pci,max_ports=8"]
@@ -88,7 +88,7 @@ class Machine:
         listener = socket.socket(socket.AF_UNIX)
         listener.bind("")
         listener.listen(1)
-        process = children(VIRTIOFSD, "--fd=%d" % listener.fileno(), "-f", "-o", "source=/", "-o", "cache=auto",
+        process = children(VIRTIOFSD, "--fd=%d" % listener.fileno(), "-f", "-o", "source=/", "-o", "cache=always", "-o", "timeout=1",
                            "-o", "sandbox=chroot", "-o", "log_level=err", stdin=subprocess.DEVNULL,
                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, pass_fds=[listener.fileno()])
         share = socket.socket(socket.AF_UNIX)

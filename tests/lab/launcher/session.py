@@ -4,8 +4,8 @@ Owns the caller's descriptors 0 to 2 and the control port. Invariant: when `run`
 command wrote has been written to the caller (or the caller closed its end).
 """
 
+import dataclasses
 import errno
-import json
 import os
 import select
 import signal
@@ -28,6 +28,25 @@ class Failure(Exception):
     def __init__(self, message, status=125):
         super().__init__(message)
         self.status = status
+
+
+@dataclasses.dataclass
+class Order:
+    """What is to be run in L1. `streams` has a letter per standard stream: t (terminal) or p (pipe)."""
+
+    directory: str
+    streams: str
+    arguments: list
+    environment: dict
+
+    def encode(self):
+        """As the agent reads it: see agent.c."""
+        rows, columns = 24, 80
+        if self.streams[0] == "t":
+            columns, rows = os.get_terminal_size(0)
+        fields = [self.directory, self.streams, str(rows), str(columns), str(len(self.arguments)), *self.arguments,
+                  *(key + "=" + value for key, value in self.environment.items())]
+        return b"".join(os.fsencode(field) + b"\0" for field in fields)
 
 
 class Copy(threading.Thread):
@@ -98,19 +117,19 @@ class Session:
         self.saved = None
         self.outputs = [Copy(machine.sockets[name], fd, self._closed) for name, fd in (("stdout", 1), ("stderr", 2))]
 
-    def _send(self, **message):
+    def _send(self, line, data=b""):
         with self.lock:
             try:
-                self.control.sendall(json.dumps(message).encode() + b"\n")
+                self.control.sendall(line.encode() + b"\n" + data)
             except OSError:
                 pass  # L1 is gone; the loop sees it
 
     def _closed(self, fd):
-        self._send(close=fd)
+        self._send("close %d" % fd)
 
-    def _size(self):
+    def _send_size(self):
         size = os.get_terminal_size(0)
-        return [size.lines, size.columns]
+        self._send("size %d %d" % (size.lines, size.columns))
 
     def run(self):
         """Returns the command's exit status; raises Failure when L1 fails."""
@@ -159,14 +178,14 @@ class Session:
 
     def _signal(self, number):
         if number == signal.SIGWINCH and self.saved is not None:
-            self._send(size=self._size())
+            self._send_size()
         elif number in FORWARDED:
             if number in ENDING:
                 self.signals.append(number)
                 self.first_signal = self.first_signal or time.monotonic()
             if not self.started or len(self.signals) >= LAST_SIGNAL:
                 raise Failure("ended by signal %d" % number, 128 + number)
-            self._send(signal=number)
+            self._send("signal %d" % number)
 
     def _receive(self):
         """Handles what the agent says; returns the exit status once it is known."""
@@ -178,24 +197,27 @@ class Session:
             self.machine.qemu.wait(5)
             raise Failure("L1 died")
         *lines, self.rest = (self.rest + data).split(b"\n")
-        for message in map(json.loads, lines):
-            if "booted" in message:
-                self._send(**self.order)
-            elif "started" in message:
+        for line in lines:
+            word, *numbers = line.split()
+            if word == b"booted":
+                data = self.order.encode()
+                self._send("order %d" % len(data), data)
+            elif word == b"started":
                 self._start()
-            elif "exit" in message:
-                for output, total in zip(self.outputs, message["counts"]):
+            elif word == b"exit":
+                status, *counts = map(int, numbers)
+                for output, total in zip(self.outputs, counts):
                     output.finish(total)
-                return message["exit"] if message["exit"] >= 0 else 128 - message["exit"]
+                return status if status >= 0 else 128 - status
         return None
 
     def _start(self):
         """The command runs: only from now on is the terminal its own."""
         self.started = time.monotonic()
-        if "pty" in self.order["streams"]:
+        if "t" in self.order.streams:
             self.saved = termios.tcgetattr(0)
             tty.setraw(0, termios.TCSADRAIN)
-            self._send(size=self._size())
+            self._send_size()
         for output in self.outputs:
             output.start()
         threading.Thread(target=feed, args=(self.machine.sockets["stdin"],), daemon=True).start()
