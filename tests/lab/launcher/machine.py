@@ -102,11 +102,11 @@ class Machine:
         argv = ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
                 "-M", "q35,smm=off,sata=off,usb=off,i8042=off,vmport=off,hpet=off"]
         if options.deterministic:
-            argv += ["-accel", "tcg,thread=single,tb-size=512", "-icount", "shift=0,sleep=off",
-                     "-cpu", "max,-erms,-fsrm", "-smp", "1"]
+            argv += ["-accel", "tcg,thread=single,tb-size=512", "-icount", "shift=0,sleep=off", "-smp", "1"]
         else:
-            argv += ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max", "-smp", options.smp]
-        argv += ["-m", "%dM" % options.memory]
+            argv += ["-accel", "tcg,thread=multi,tb-size=512", "-smp", options.smp]
+        # Without erms and fsrm the kernels copy eight bytes an instruction; `rep movsb` is emulated byte by byte.
+        argv += ["-cpu", "max,-erms,-fsrm", "-m", "%dM" % options.memory]
         share = options.memory // (2 if options.numa else 1)
         for node in range(2 if options.numa else 1):
             argv += ["-object", "memory-backend-memfd,id=m%d,size=%dM,share=on" % (node, share)]
