@@ -23,7 +23,9 @@ pub trait BusDevice: Send + Sync {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum BusError {
     /// Nothing in it, or it passes the end of the address space.
-    #[error("device range {base:#x}+{len:#x} is empty or wraps; a range has at least one address and ends below 2^64")]
+    #[error(
+        "device range {base:#x}+{len:#x} is empty or wraps; a range has at least one address and ends below 2^64"
+    )]
     Range {
         /// First address.
         base: u64,
@@ -31,7 +33,9 @@ pub enum BusError {
         len: u64,
     },
     /// Something is there already.
-    #[error("device range {base:#x}+{len:#x} overlaps the one at {other:#x}; each device needs addresses of its own")]
+    #[error(
+        "device range {base:#x}+{len:#x} overlaps the one at {other:#x}; each device needs addresses of its own"
+    )]
     Overlap {
         /// First address.
         base: u64,
@@ -143,8 +147,13 @@ mod tests {
         let device: Arc<dyn BusDevice> = Arc::new(Recorder::default());
         bus.insert(0x1000, 0x1000, device.clone()).unwrap();
         bus.insert(0x3000, 0x1000, device.clone()).unwrap();
-        for (base, len) in [(0x1000, 1), (0x1fff, 1), (0x0, 0x1001), (0x1800, 0x2000), (0x0, 0x10000), (0x3fff, 0x1000)] {
-            assert!(matches!(bus.insert(base, len, device.clone()), Err(BusError::Overlap { .. })), "{base:#x}+{len:#x}");
+        for (base, len) in
+            [(0x1000, 1), (0x1fff, 1), (0x0, 0x1001), (0x1800, 0x2000), (0x0, 0x10000), (0x3fff, 0x1000)]
+        {
+            assert!(
+                matches!(bus.insert(base, len, device.clone()), Err(BusError::Overlap { .. })),
+                "{base:#x}+{len:#x}"
+            );
         }
         assert_eq!(bus.insert(5, 0, device.clone()), Err(BusError::Range { base: 5, len: 0 }));
         assert!(matches!(bus.insert(u64::MAX, 2, device.clone()), Err(BusError::Range { .. })));

@@ -48,7 +48,9 @@ mod tests {
     fn only_the_reset_command_resets() {
         let reset = EventFd::new(libc::EFD_NONBLOCK).unwrap();
         let device = I8042::new(reset.try_clone().unwrap());
-        for (offset, data) in [(0, &[RESET][..]), (COMMAND, &[0x60]), (COMMAND, &[RESET, 0]), (COMMAND, &[]), (9, &[RESET])] {
+        for (offset, data) in
+            [(0, &[RESET][..]), (COMMAND, &[0x60]), (COMMAND, &[RESET, 0]), (COMMAND, &[]), (9, &[RESET])]
+        {
             device.write(offset, data);
             assert!(reset.read().is_err(), "{offset} {data:?}");
         }

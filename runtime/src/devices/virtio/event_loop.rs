@@ -101,7 +101,8 @@ impl EventLoop {
         let wake = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
         epoll.ctl(ControlOperation::Add, wake.as_raw_fd(), EpollEvent::new(EventSet::IN, COMMANDS))?;
         let (sender, commands) = mpsc::channel();
-        let handle = LoopHandle { commands: sender, wake: wake.clone(), next_key: Arc::new(AtomicU32::new(0)) };
+        let handle =
+            LoopHandle { commands: sender, wake: wake.clone(), next_key: Arc::new(AtomicU32::new(0)) };
         Ok((Self { epoll, commands, wake, slots: BTreeMap::new() }, handle))
     }
 

@@ -50,7 +50,12 @@ impl<'m> GuestIo<'m> {
     }
 
     /// Appends `buffer`.
-    pub fn push(&mut self, memory: &'m Memory, buffer: Buffer, permissions: Permissions) -> Result<(), BadBuffer> {
+    pub fn push(
+        &mut self,
+        memory: &'m Memory,
+        buffer: Buffer,
+        permissions: Permissions,
+    ) -> Result<(), BadBuffer> {
         let bad = |_| BadBuffer { addr: buffer.addr.0, len: buffer.len };
         let len = usize::try_from(buffer.len).unwrap_or(usize::MAX);
         for slice in GuestMemory::get_slices(memory, buffer.addr, len, permissions).map_err(bad)? {
@@ -59,6 +64,12 @@ impl<'m> GuestIo<'m> {
             self.pieces.push(slice);
         }
         Ok(())
+    }
+
+    /// Appends what is left of `other`.
+    pub fn append(&mut self, other: Self) {
+        self.bytes += other.bytes;
+        self.pieces.extend_from_slice(&other.pieces[other.first..]);
     }
 
     /// Bytes that are left.
@@ -191,7 +202,10 @@ impl<'m> GuestIo<'m> {
         let list: Vec<_> = self.pieces[self.first..]
             .iter()
             .take(MAX_PIECES)
-            .map(|piece| libc::iovec { iov_base: piece.ptr_guard_mut().as_ptr().cast(), iov_len: piece.len() })
+            .map(|piece| libc::iovec {
+                iov_base: piece.ptr_guard_mut().as_ptr().cast(),
+                iov_len: piece.len(),
+            })
             .collect();
         let count = libc::c_int::try_from(list.len()).unwrap_or(0);
         (list, count)
@@ -209,8 +223,8 @@ fn file_offset(offset: u64) -> io::Result<libc::off_t> {
 }
 
 fn message(list: &mut [libc::iovec]) -> libc::msghdr {
-    // SAFETY: all-zero is a valid msghdr: null pointers with zero lengths.
     #[expect(unsafe_code, reason = "msghdr has private padding on musl, so it cannot be written as a literal")]
+    // SAFETY: all-zero is a valid msghdr: null pointers with zero lengths.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = list.as_mut_ptr();
     // size_t on glibc, int on musl; at most MAX_PIECES either way.

@@ -113,7 +113,10 @@ pub struct Activation {
 impl Activation {
     /// Takes queue `index`, which the device cannot do without.
     pub fn take_queue(&mut self, index: u16) -> Result<Virtqueue, ActivateError> {
-        self.queues.get_mut(usize::from(index)).and_then(Option::take).ok_or(ActivateError::QueueMissing(index))
+        self.queues
+            .get_mut(usize::from(index))
+            .and_then(Option::take)
+            .ok_or(ActivateError::QueueMissing(index))
     }
 }
 
@@ -131,9 +134,6 @@ pub enum ActivateError {
         /// What is wrong with it.
         source: QueueError,
     },
-    /// The backend is with a worker that has not ended.
-    #[error("the device's backend is still in use by an earlier activation")]
-    BackendInUse,
 }
 
 /// A device that cannot go on. Its driver sees `DEVICE_NEEDS_RESET`; everything else goes on.

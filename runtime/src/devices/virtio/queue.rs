@@ -96,7 +96,7 @@ impl QueueSetup {
             ("used ring", self.used, 6 + 8 * entries, 4),
         ];
         for (ring, addr, len, align) in rings {
-            if addr % align != 0 {
+            if !addr.is_multiple_of(align) {
                 return Err(QueueError::Alignment { ring, addr, align });
             }
             let bytes = usize::try_from(len).unwrap_or(usize::MAX);
@@ -268,7 +268,8 @@ impl Virtqueue {
             return false;
         }
         fence(Ordering::SeqCst);
-        let flags: Result<u16, _> = self.memory.load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed);
+        let flags: Result<u16, _> =
+            self.memory.load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed);
         flags.is_ok_and(|flags| u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT != 0)
     }
 

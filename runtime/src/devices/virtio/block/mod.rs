@@ -9,7 +9,8 @@ mod request;
 mod worker;
 
 use super::{
-    ActivateError, Activation, DeviceKind, FEATURE_EVENT_IDX, FEATURE_INDIRECT, VirtioDevice, Worker, read_from,
+    ActivateError, Activation, DeviceKind, FEATURE_EVENT_IDX, FEATURE_INDIRECT, VirtioDevice, Worker,
+    read_from,
 };
 use husk_protocol::spec::CacheType;
 use request::{Disk, SECTOR_BYTES};

@@ -33,13 +33,13 @@ pub(super) struct Disk {
     pub(super) serial: [u8; ID_BYTES],
 }
 
-/// The status byte at a request's end.
+/// The status byte at a request's end (`VIRTIO_BLK_S_*`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Status {
-    Ok = blk::VIRTIO_BLK_S_OK as u8,
-    IoError = blk::VIRTIO_BLK_S_IOERR as u8,
-    Unsupported = blk::VIRTIO_BLK_S_UNSUPP as u8,
+    Ok = 0,
+    IoError = 1,
+    Unsupported = 2,
 }
 
 /// A chain that is no request: there is nothing to answer it with.
@@ -100,7 +100,7 @@ fn transfer<'m>(
 ) -> Status {
     let bytes = data.len() as u64;
     let end = sector.checked_add(bytes / SECTOR_BYTES);
-    if bytes % SECTOR_BYTES != 0 || bytes > MAX_BYTES || end.is_none_or(|end| end > disk.sectors) {
+    if !bytes.is_multiple_of(SECTOR_BYTES) || bytes > MAX_BYTES || end.is_none_or(|end| end > disk.sectors) {
         return Status::IoError;
     }
     // The end is on the disk, so its offset in bytes does not overflow.

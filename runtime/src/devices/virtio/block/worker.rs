@@ -37,25 +37,33 @@ impl BlockWorker {
         self.queue.refuse_kicks()?;
         let (mut requests, mut bytes) = (0, 0);
         loop {
-            let popped = self.queue.pop(&mut self.chain)?;
-            let written = match popped {
-                Popped::Empty if self.queue.want_kicks()? => continue,
-                Popped::Empty => break,
-                Popped::Chain => handle(self.queue.memory(), &self.chain, &self.disk).ok(),
-                Popped::Malformed => None,
-            };
-            if written.is_none() {
-                self.dropped.fetch_add(1, Ordering::Relaxed);
-            }
-            self.queue.add_used(self.chain.head, written.unwrap_or(0))?;
+            // Counts looks at the queue, not only requests: a second vCPU may flip the index under our eyes for ever.
             requests += 1;
-            bytes += self.chain.readable_bytes() + self.chain.writable_bytes();
+            match self.queue.pop(&mut self.chain)? {
+                Popped::Empty if self.queue.want_kicks()? => {}
+                Popped::Empty => break,
+                popped => {
+                    self.answer(popped)?;
+                    bytes += self.chain.readable_bytes() + self.chain.writable_bytes();
+                }
+            }
             if requests >= REQUESTS || bytes >= BYTES {
                 self.queue.kick_again();
                 break;
             }
         }
         self.queue.signal()
+    }
+
+    fn answer(&mut self, popped: Popped) -> Result<(), QueueError> {
+        let written = match popped {
+            Popped::Chain => handle(self.queue.memory(), &self.chain, &self.disk).ok(),
+            Popped::Malformed | Popped::Empty => None,
+        };
+        if written.is_none() {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+        self.queue.add_used(self.chain.head, written.unwrap_or(0))
     }
 }
 

@@ -178,9 +178,16 @@ impl MmioTransport {
         Ok(())
     }
 
-    fn queue(&self, index: u16, setup: &QueueSetup, max: u16, event_idx: bool) -> Result<Virtqueue, ActivateError> {
-        let queue =
-            setup.check(max, event_idx, &self.memory).map_err(|source| ActivateError::Queue { index, source })?;
+    fn queue(
+        &self,
+        index: u16,
+        setup: &QueueSetup,
+        max: u16,
+        event_idx: bool,
+    ) -> Result<Virtqueue, ActivateError> {
+        let queue = setup
+            .check(max, event_idx, &self.memory)
+            .map_err(|source| ActivateError::Queue { index, source })?;
         Ok(Virtqueue::new(index, queue, self.memory.clone(), self.notifiers.clone(), self.interrupt.clone()))
     }
 
@@ -245,7 +252,7 @@ impl BusDevice for MmioTransport {
 
 /// Which register is at `offset`, if one starts there.
 fn register(offset: u64) -> Result<u32, ()> {
-    if offset % 4 == 0 { u32::try_from(offset).map_err(drop) } else { Err(()) }
+    if offset.is_multiple_of(4) { u32::try_from(offset).map_err(drop) } else { Err(()) }
 }
 
 impl Owner for MmioTransport {

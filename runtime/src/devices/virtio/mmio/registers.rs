@@ -80,7 +80,8 @@ impl Registers {
         self.device_features_sel = 0;
         self.driver_features_sel = 0;
         self.queue_sel = 0;
-        self.queues = self.maxima.iter().map(|&max| QueueSetup { size: max.into(), ..QueueSetup::default() }).collect();
+        self.queues =
+            self.maxima.iter().map(|&max| QueueSetup { size: max.into(), ..QueueSetup::default() }).collect();
     }
 
     /// The device cannot go on until it is reset.
@@ -160,7 +161,10 @@ impl Registers {
 
     fn write_queue(&mut self, offset: u32, value: u32) {
         let open = self.status & (FEATURES_OK | DRIVER_OK | FAILED) == FEATURES_OK;
-        let Some(queue) = self.selected().filter(|_| open).and_then(|index| self.queues.get_mut(index)) else { return };
+        let Some(queue) = self.selected().filter(|_| open).and_then(|index| self.queues.get_mut(index))
+        else {
+            return;
+        };
         match offset {
             mmio::VIRTIO_MMIO_QUEUE_NUM => queue.size = value,
             mmio::VIRTIO_MMIO_QUEUE_READY => queue.ready = value == 1,

@@ -44,7 +44,11 @@ impl Backlog {
     pub(super) fn flush(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
         let mut total = 0;
         while !self.is_empty() {
-            match rustix::net::send(socket, &self.bytes[self.sent..], SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+            match rustix::net::send(
+                socket,
+                &self.bytes[self.sent..],
+                SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
+            ) {
                 Ok(count) => {
                     self.sent += count;
                     total += count;
@@ -70,7 +74,8 @@ mod tests {
     fn bytes_come_out_in_order_however_slow_the_reader() {
         let (near, mut far) = UnixStream::pair().unwrap();
         let mut backlog = Backlog::default();
-        let sent: Vec<u8> = (0..3_000_000u32).map(|number| number.to_le_bytes()[0] ^ number.to_le_bytes()[1]).collect();
+        let sent: Vec<u8> =
+            (0..3_000_000u32).map(|number| number.to_le_bytes()[0] ^ number.to_le_bytes()[1]).collect();
         let mut got = Vec::new();
         for chunk in sent.chunks(100_000) {
             backlog.tail().extend(chunk);

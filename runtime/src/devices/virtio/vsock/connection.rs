@@ -193,7 +193,7 @@ impl Connection {
 
     fn take_data(&mut self, len: u32) -> Result<Incoming, Violation> {
         let unforwarded = self.received.wrapping_sub(self.forwarded);
-        if len > self.window - unforwarded || self.guest_shut & SHUT_SEND != 0 {
+        if len > self.window.saturating_sub(unforwarded) || self.guest_shut & SHUT_SEND != 0 {
             return Err(Violation);
         }
         self.received = self.received.wrapping_add(len);
@@ -212,7 +212,8 @@ impl Connection {
 
     /// Bytes that may be sent to the guest now.
     pub(super) fn credit(&self) -> u32 {
-        if self.phase != Phase::Open || self.guest_shut & SHUT_RECEIVE != 0 || self.host_shut & SHUT_SEND != 0 {
+        if self.phase != Phase::Open || self.guest_shut & SHUT_RECEIVE != 0 || self.host_shut & SHUT_SEND != 0
+        {
             return 0;
         }
         self.guest_window.saturating_sub(self.sent.wrapping_sub(self.guest_forwarded))

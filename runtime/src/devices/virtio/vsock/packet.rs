@@ -5,6 +5,8 @@
 
 /// Bytes of a header.
 pub(super) const HEADER_BYTES: usize = 44;
+/// The same, as lengths in used rings are counted.
+pub(super) const HEADER_LEN: u32 = 44;
 /// The host's context id.
 pub(super) const HOST_CID: u64 = 2;
 /// The only socket type here (`VIRTIO_VSOCK_TYPE_STREAM`).
@@ -37,7 +39,7 @@ pub(super) enum Op {
 }
 
 /// Two ports: which connection of the guest's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Key {
     pub(super) host_port: u32,
     pub(super) guest_port: u32,
@@ -95,17 +97,9 @@ impl Header {
 
     /// The operation, if there is one of that number.
     pub(super) fn op(&self) -> Option<Op> {
-        [
-            Op::Request,
-            Op::Response,
-            Op::Reset,
-            Op::Shutdown,
-            Op::Data,
-            Op::CreditUpdate,
-            Op::CreditRequest,
-        ]
-        .into_iter()
-        .find(|&op| op as u16 == self.raw_op)
+        [Op::Request, Op::Response, Op::Reset, Op::Shutdown, Op::Data, Op::CreditUpdate, Op::CreditRequest]
+            .into_iter()
+            .find(|&op| op as u16 == self.raw_op)
     }
 
     /// The connection that a packet from the guest is about.
@@ -166,7 +160,8 @@ mod tests {
 
     #[test]
     fn a_reset_goes_back_where_the_packet_came_from() {
-        let packet = Header { src_cid: 3, dst_cid: 2, src_port: 7, dst_port: 9, kind: 5, len: 8, ..Header::default() };
+        let packet =
+            Header { src_cid: 3, dst_cid: 2, src_port: 7, dst_port: 9, kind: 5, len: 8, ..Header::default() };
         let reset = packet.reset();
         assert_eq!((reset.src_cid, reset.dst_cid, reset.src_port, reset.dst_port), (2, 3, 9, 7));
         assert_eq!((reset.kind, reset.op(), reset.len), (5, Some(Op::Reset), 0));
