@@ -83,7 +83,7 @@ fn channel_argument(arguments: &[&CStr]) -> Result<Option<OwnedFd>, InitError> {
     let Some(at) = arguments.iter().position(|it| *it == c"--channel-fd") else { return Ok(None) };
     let value = arguments.get(at + 1).map_or("", |it| it.to_str().unwrap_or("?"));
     let wrong = || InitError::Argument(value.to_owned());
-    let number = value.parse().ok().filter(|number| *number > 2).ok_or_else(wrong)?;
+    let number = value.parse().ok().filter(|number| *number >= 0).ok_or_else(wrong)?;
     let socket = sys::adopt(number).map_err(|_| wrong())?;
     rustix::io::ioctl_fionbio(&socket, true).map_err(|_| wrong())?;
     Ok(Some(socket))
