@@ -33,12 +33,18 @@ pub(crate) const MADV_POPULATE_WRITE: u32 = 23;
 
 /// `PR_SET_NAME`.
 pub(crate) const PR_SET_NAME: u32 = 15;
+/// `PR_GET_NAME`.
+pub(crate) const PR_GET_NAME: u32 = 16;
 /// `PR_SET_NO_NEW_PRIVS`.
 pub(crate) const PR_SET_NO_NEW_PRIVS: u32 = 38;
 /// `SECCOMP_SET_MODE_FILTER`.
 pub(crate) const SECCOMP_SET_MODE_FILTER: u32 = 1;
 /// `F_GETFD`.
 pub(crate) const F_GETFD: u32 = 1;
+/// `F_SETFD`.
+pub(crate) const F_SETFD: u32 = 2;
+/// `FD_CLOEXEC`.
+pub(crate) const FD_CLOEXEC: u32 = 1;
 /// `F_GETFL`.
 pub(crate) const F_GETFL: u32 = 3;
 /// `F_DUPFD_CLOEXEC`.

@@ -81,6 +81,7 @@ pub(crate) const RULES: &[Rule] = &[
     any("statx", "the same, as Rust's library asks"),
     when("fcntl", &[is(1, F_GETFL)], "whether a drive was opened for writing"),
     when("fcntl", &[is(1, F_DUPFD_CLOEXEC)], "a descriptor for a second owner"),
+    when("fcntl", &[is(1, F_SETFD), is(2, FD_CLOEXEC)], "the C library does so after F_DUPFD_CLOEXEC"),
     when("ioctl", &[is(1, FIONBIO)], "sockets that came along do not block"),
     any("gettid", "the thread that a kick goes to"),
 ];

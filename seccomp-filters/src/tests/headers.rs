@@ -157,7 +157,10 @@ fn flags_are_the_c_librarys() {
     assert_eq!(MADV_DONTDUMP, word(libc::MADV_DONTDUMP));
     assert_eq!(MADV_POPULATE_READ, word(libc::MADV_POPULATE_READ));
     assert_eq!(MADV_POPULATE_WRITE, word(libc::MADV_POPULATE_WRITE));
+    assert_eq!(F_SETFD, word(libc::F_SETFD));
+    assert_eq!(FD_CLOEXEC, word(libc::FD_CLOEXEC));
     assert_eq!(PR_SET_NAME, word(libc::PR_SET_NAME));
+    assert_eq!(PR_GET_NAME, word(libc::PR_GET_NAME));
     assert_eq!(PR_SET_NO_NEW_PRIVS, word(libc::PR_SET_NO_NEW_PRIVS));
     assert_eq!(SECCOMP_SET_MODE_FILTER, libc::SECCOMP_SET_MODE_FILTER);
     assert_eq!(F_GETFD, word(libc::F_GETFD));

@@ -1,0 +1,113 @@
+//! The kernel command line: Husk's default, and the declarations of devices.
+//!
+//! Refuses a command line that the kernel would cut, or that holds bytes which are not part of one line. Invariant: what
+//! [`build`] returns fits [`CMDLINE_BYTES`] with its terminating zero.
+
+use super::CMDLINE_BYTES;
+use crate::arch::Slot;
+
+/// What every default command line says:
+/// no messages on the way (each byte is an exit); a reset ends the machine by a triple fault, at once, and a panic
+/// resets; the CPU's random numbers are trusted, there is nothing else to seed from; the clock is the host's and needs
+/// no watchdog; there is no timer interrupt to check.
+const COMMON: &str = "quiet reboot=t panic=-1 random.trust_cpu=on tsc=reliable no_timer_check";
+/// Console off: the 8250 driver does not even probe; a panic still prints, by the early console.
+const CONSOLE_OFF: &str = "8250.nr_uarts=0 earlyprintk=serial,ttyS0,115200,keep";
+/// Console on.
+const CONSOLE_ON: &str = "console=ttyS0";
+
+/// Not a command line.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CmdlineError {
+    /// It would be cut.
+    #[error(
+        "boot-source.boot_args: the kernel command line has {length} bytes with the device declarations; at most {} are allowed",
+        CMDLINE_BYTES - 1
+    )]
+    TooLong {
+        /// Its bytes.
+        length: usize,
+    },
+    /// A byte that no command line holds.
+    #[error("boot-source.boot_args: byte {at} is {byte:#04x}; one line without NUL is allowed")]
+    NotOneLine {
+        /// Its place, from 0.
+        at: usize,
+        /// Its value.
+        byte: u8,
+    },
+}
+
+/// The command line when the spec has none.
+#[must_use]
+pub fn default_args(console: bool) -> String {
+    let console = if console { CONSOLE_ON } else { CONSOLE_OFF };
+    format!("{COMMON} {console}")
+}
+
+/// Whether `args` is one line: no NUL, carriage return or newline.
+///
+/// # Errors
+/// The first byte that is not allowed.
+pub fn check(args: &str) -> Result<(), CmdlineError> {
+    match args.bytes().enumerate().find(|(_, byte)| matches!(byte, 0 | b'\n' | b'\r')) {
+        Some((at, byte)) => Err(CmdlineError::NotOneLine { at, byte }),
+        None => Ok(()),
+    }
+}
+
+/// `args` with the declarations of the devices at `slots` (kernel: `virtio_mmio.device=`, `drivers/virtio/virtio_mmio.c`).
+/// What follows ` -- ` in `args` is for PID 1 and stays last.
+///
+/// # Errors
+/// [`CmdlineError::TooLong`].
+pub fn build(args: &str, slots: &[Slot]) -> Result<String, CmdlineError> {
+    let (kernel, init) = args.split_once(" -- ").map_or((args, None), |(kernel, init)| (kernel, Some(init)));
+    let mut line = kernel.trim_end().to_owned();
+    for slot in slots {
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(&format!("virtio_mmio.device=4K@{:#x}:{}", slot.address, slot.irq));
+    }
+    if let Some(init) = init {
+        line.push_str(" -- ");
+        line.push_str(init);
+    }
+    if line.len() >= CMDLINE_BYTES { Err(CmdlineError::TooLong { length: line.len() }) } else { Ok(line) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SLOT: Slot = Slot { address: 0xd000_0000, irq: 5 };
+
+    #[test]
+    fn devices_are_declared() {
+        assert_eq!(build("quiet", &[SLOT]).unwrap(), "quiet virtio_mmio.device=4K@0xd0000000:5");
+        assert_eq!(build("", &[SLOT]).unwrap(), "virtio_mmio.device=4K@0xd0000000:5");
+        assert_eq!(build("a -- b", &[SLOT]).unwrap(), "a virtio_mmio.device=4K@0xd0000000:5 -- b");
+    }
+
+    #[test]
+    fn the_default_with_all_devices_fits() {
+        let slots: Vec<Slot> = (0..super::super::MAX_SLOTS).filter_map(super::super::slot).collect();
+        assert_eq!(slots.len(), 19);
+        build(&default_args(true), &slots).unwrap();
+        build(&default_args(false), &slots).unwrap();
+    }
+
+    #[test]
+    fn the_longest_line_has_2047_bytes() {
+        assert_eq!(build(&"x".repeat(2047), &[]).unwrap().len(), 2047);
+        assert_eq!(build(&"x".repeat(2048), &[]), Err(CmdlineError::TooLong { length: 2048 }));
+    }
+
+    #[test]
+    fn nul_and_newline_are_refused_by_place() {
+        assert_eq!(check("a\0b"), Err(CmdlineError::NotOneLine { at: 1, byte: 0 }));
+        assert_eq!(check("ab\n"), Err(CmdlineError::NotOneLine { at: 2, byte: b'\n' }));
+        assert_eq!(check("quiet init=/sbin/init"), Ok(()));
+    }
+}

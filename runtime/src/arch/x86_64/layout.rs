@@ -1,0 +1,105 @@
+//! Guest-physical addresses.
+//!
+//! Owns the map; refuses nothing. Invariant: what is written before boot lies below [`HIMEM`] in memory that the kernel does
+//! not take (the boot protocol's low memory), and never in a kernel segment.
+
+use vm_memory::GuestAddress;
+
+/// PVH start info, then its module and memory-map tables; one page with the GDT and the command line, so that a boot
+/// touches few pages.
+pub(crate) const START_INFO: u64 = 0x6000;
+/// The PVH module list: one entry.
+pub(crate) const MODULES: u64 = START_INFO + 0x40;
+/// The PVH memory map.
+pub(crate) const MEMORY_MAP: u64 = START_INFO + 0x80;
+/// The global descriptor table of the 64-bit entry.
+pub(crate) const GDT: u64 = START_INFO + 0x400;
+/// The kernel command line.
+pub(crate) const CMDLINE: u64 = START_INFO + 0x800;
+/// Bytes of a command line with its terminating zero: `COMMAND_LINE_SIZE` of Linux on x86.
+pub const CMDLINE_BYTES: usize = 2048;
+/// `boot_params`, the "zero page".
+pub(crate) const ZERO_PAGE: u64 = 0x7000;
+/// Page tables of the 64-bit entry: level 4, level 3, level 2.
+pub(crate) const PML4: u64 = 0x9000;
+/// Level 3.
+pub(crate) const PDPT: u64 = 0xa000;
+/// Level 2: 512 pages of 2 MiB.
+pub(crate) const PD: u64 = 0xb000;
+/// Bytes that the page tables map one to one.
+pub(crate) const IDENTITY_MAPPED: u64 = 1 << 30;
+
+/// End of low memory and place of the MP tables: the last KiB below 640 KiB, where Linux looks for them.
+pub(crate) const MP_TABLE: u64 = 0x9fc00;
+/// Bytes for the MP tables.
+pub(crate) const MP_TABLE_BYTES: usize = 0x400;
+/// Start of high memory; kernels and initrds go here and above.
+pub const HIMEM: u64 = 0x10_0000;
+
+/// RAM ends here and goes on at [`GAP_END`].
+pub const GAP_START: u64 = 3 << 30;
+/// End of the hole for memory-mapped devices.
+pub const GAP_END: u64 = 4 << 30;
+/// The virtio-mmio windows, one after the other.
+pub const MMIO_START: u64 = 0xd000_0000;
+/// Bytes of a virtio-mmio window.
+pub const MMIO_BYTES: u64 = 0x1000;
+/// Interrupts of virtio-mmio devices: what a PC leaves free, up to the I/O APIC's last pin.
+pub const FIRST_IRQ: u32 = 5;
+/// The I/O APIC's last pin.
+pub const LAST_IRQ: u32 = 23;
+/// Most virtio-mmio devices.
+pub const MAX_SLOTS: usize = (LAST_IRQ - FIRST_IRQ + 1) as usize;
+
+/// Local APICs.
+pub(crate) const LAPIC: u32 = 0xfee0_0000;
+/// The I/O APIC.
+pub(crate) const IOAPIC: u32 = 0xfec0_0000;
+
+/// First port of the serial port, and its interrupt.
+pub const SERIAL_PORT: u64 = 0x3f8;
+/// Interrupt of the serial port.
+pub const SERIAL_IRQ: u32 = 4;
+/// Ports 0x60 to 0x64 of the keyboard controller, which resets the machine.
+pub const I8042_PORT: u64 = 0x60;
+
+/// The RAM of a guest with `bytes` of memory: (address, bytes), ascending.
+#[must_use]
+pub fn memory_ranges(bytes: u64) -> Vec<(GuestAddress, usize)> {
+    let low = bytes.min(GAP_START);
+    let pieces = [(0, low), (GAP_END, bytes - low)];
+    pieces
+        .into_iter()
+        .filter(|&(_, length)| length > 0)
+        .map(|(start, length)| (GuestAddress(start), usize::try_from(length).unwrap_or(usize::MAX)))
+        .collect()
+}
+
+/// Slot number `index` for a virtio-mmio device; `None` past the last one.
+#[must_use]
+pub fn slot(index: usize) -> Option<super::super::Slot> {
+    let offset = u32::try_from(index).ok().filter(|_| index < MAX_SLOTS)?;
+    let address = MMIO_START + MMIO_BYTES * u64::from(offset);
+    Some(super::super::Slot { address, irq: FIRST_IRQ + offset })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_stops_at_the_gap_and_goes_on_after_it() {
+        assert_eq!(memory_ranges(128 << 20), [(GuestAddress(0), 128 << 20)]);
+        assert_eq!(memory_ranges(GAP_START), [(GuestAddress(0), 3 << 30)]);
+        assert_eq!(memory_ranges(4 << 30), [(GuestAddress(0), 3 << 30), (GuestAddress(GAP_END), 1 << 30)]);
+    }
+
+    #[test]
+    fn there_are_nineteen_slots() {
+        let first = slot(0).unwrap();
+        assert_eq!((first.address, first.irq), (0xd000_0000, 5));
+        let last = slot(18).unwrap();
+        assert_eq!((last.address, last.irq), (0xd001_2000, 23));
+        assert_eq!(slot(19), None);
+    }
+}

@@ -1,0 +1,222 @@
+//! KVM: one virtual machine, its memory slots and its event descriptors. No policy.
+//!
+//! Owns the list of capabilities that Husk needs, checked once. Refuses a descriptor that is not /dev/kvm. Invariant: guest
+//! memory given to [`Vm::add_memory`] is kept alive by the [`Vm`] itself.
+
+use crate::memory::GuestMemory;
+use kvm_bindings::{CpuId, kvm_userspace_memory_region};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+use vmm_sys_util::eventfd::EventFd;
+
+/// Times that an interrupted KVM_CREATE_VM is tried again (it fails with EINTR when a signal is pending).
+const CREATE_VM_TRIES: u32 = 10;
+/// Entries of the CPUID tables that KVM is asked for; KVM says E2BIG if it has more.
+const CPUID_ENTRIES: usize = 256;
+/// Where KVM puts the three pages of its task state segment: in the MMIO gap, below the BIOS that a PC would have.
+#[cfg(target_arch = "x86_64")]
+const TSS_ADDRESS: usize = 0xfffb_d000;
+
+/// What Husk cannot do without.
+const NEEDED: &[(Cap, &str)] = &[
+    (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+    (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
+    (Cap::Irqfd, "KVM_CAP_IRQFD"),
+    (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
+    (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+    #[cfg(target_arch = "x86_64")]
+    (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
+    #[cfg(target_arch = "x86_64")]
+    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
+    #[cfg(target_arch = "x86_64")]
+    (Cap::GetTscKhz, "KVM_CAP_GET_TSC_KHZ"),
+];
+
+/// KVM refused.
+#[derive(Debug, thiserror::Error)]
+pub enum KvmError {
+    /// The descriptor does not answer as /dev/kvm does.
+    #[error("the descriptor given as /dev/kvm is not /dev/kvm (its API version is {version}; KVM's is 12)")]
+    NotKvm {
+        /// What KVM_GET_API_VERSION said.
+        version: i32,
+    },
+    /// The host's KVM is too old or of another kind.
+    #[error("this KVM lacks {0}, which Husk needs")]
+    Capability(&'static str),
+    /// The host's KVM takes fewer vCPUs or memory slots.
+    #[error("this KVM allows {allowed} {what}, and {wanted} are asked for")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// How many are asked for.
+        wanted: usize,
+        /// How many there may be.
+        allowed: usize,
+    },
+    /// An ioctl failed.
+    #[error("{call}: {source}")]
+    Call {
+        /// Name of the ioctl, and what it was for.
+        call: String,
+        /// What it said.
+        source: kvm_ioctls::Error,
+    },
+}
+
+/// An adapter for `map_err` that names the ioctl.
+pub fn call(name: &str) -> impl FnOnce(kvm_ioctls::Error) -> KvmError + '_ {
+    move |source| KvmError::Call { call: name.to_owned(), source }
+}
+
+/// /dev/kvm, found fit.
+#[derive(Debug)]
+pub struct Hypervisor {
+    kvm: Kvm,
+}
+
+impl Hypervisor {
+    /// Takes the open /dev/kvm and checks its capabilities.
+    ///
+    /// # Errors
+    /// [`KvmError::NotKvm`] and [`KvmError::Capability`].
+    pub fn new(kvm: OwnedFd) -> Result<Self, KvmError> {
+        #[expect(unsafe_code, reason = "kvm-ioctls takes a number")]
+        // SAFETY: the number is of a descriptor that was owned and is given away here.
+        let kvm = unsafe { Kvm::from_raw_fd(kvm.into_raw_fd()) };
+        let version = kvm.get_api_version();
+        if version != 12 {
+            return Err(KvmError::NotKvm { version });
+        }
+        match NEEDED.iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
+            Some((_, name)) => Err(KvmError::Capability(name)),
+            None => Ok(Self { kvm }),
+        }
+    }
+
+    /// Makes a virtual machine with an interrupt controller in the kernel and no timer (PIT).
+    ///
+    /// # Errors
+    /// What KVM says; `EINTR` is tried again.
+    pub fn create_vm(&self) -> Result<Vm, KvmError> {
+        let mut tries = CREATE_VM_TRIES;
+        let fd = loop {
+            match self.kvm.create_vm() {
+                Err(error) if error.errno() == libc::EINTR && tries > 0 => tries -= 1,
+                other => break other.map_err(call("KVM_CREATE_VM"))?,
+            }
+        };
+        #[cfg(target_arch = "x86_64")]
+        {
+            fd.set_tss_address(TSS_ADDRESS).map_err(call("KVM_SET_TSS_ADDR"))?;
+            fd.create_irq_chip().map_err(call("KVM_CREATE_IRQCHIP"))?;
+        }
+        Ok(Vm {
+            fd,
+            max_vcpus: self.kvm.get_max_vcpus(),
+            max_slots: self.kvm.get_nr_memslots(),
+            memory: None,
+        })
+    }
+
+    /// What a guest's CPUID may say on this host.
+    ///
+    /// # Errors
+    /// What KVM says.
+    #[cfg(target_arch = "x86_64")]
+    pub fn supported_cpuid(&self) -> Result<CpuId, KvmError> {
+        self.kvm.get_supported_cpuid(CPUID_ENTRIES).map_err(call("KVM_GET_SUPPORTED_CPUID"))
+    }
+
+    /// Whether the local APIC's timer can be given deadlines in time-stamp-counter ticks.
+    #[cfg(target_arch = "x86_64")]
+    #[must_use]
+    pub fn has_tsc_deadline(&self) -> bool {
+        self.kvm.check_extension(Cap::TscDeadlineTimer)
+    }
+}
+
+/// One virtual machine.
+#[derive(Debug)]
+pub struct Vm {
+    fd: VmFd,
+    max_vcpus: usize,
+    max_slots: usize,
+    /// Keeps what the slots point to mapped for as long as the VM has them.
+    memory: Option<GuestMemory>,
+}
+
+impl Vm {
+    /// Gives the guest its memory, a slot a region. Once.
+    ///
+    /// # Errors
+    /// [`KvmError::TooMany`] slots, or what KVM says.
+    pub fn add_memory(&mut self, memory: &GuestMemory) -> Result<(), KvmError> {
+        let wanted = memory.num_regions();
+        if wanted > self.max_slots {
+            return Err(KvmError::TooMany { what: "memory slots", wanted, allowed: self.max_slots });
+        }
+        for (slot, region) in (0_u32..).zip(memory.iter()) {
+            let slot = kvm_userspace_memory_region {
+                slot,
+                flags: 0,
+                guest_phys_addr: region.start_addr().raw_value(),
+                memory_size: region.len(),
+                userspace_addr: region.get_mmap().as_ptr().addr() as u64,
+            };
+            #[expect(unsafe_code, reason = "KVM maps memory behind the compiler's back")]
+            // SAFETY: the range is the region's mapping; `self.memory` keeps it for as long as the VM lives, and no
+            // reference to guest memory is ever made.
+            let set = unsafe { self.fd.set_user_memory_region(slot) };
+            set.map_err(call("KVM_SET_USER_MEMORY_REGION"))?;
+        }
+        self.memory = Some(memory.clone());
+        Ok(())
+    }
+
+    /// Makes vCPU `index`.
+    ///
+    /// # Errors
+    /// [`KvmError::TooMany`] vCPUs, or what KVM says.
+    pub fn create_vcpu(&self, index: u8) -> Result<VcpuFd, KvmError> {
+        let wanted = usize::from(index) + 1;
+        if wanted > self.max_vcpus {
+            return Err(KvmError::TooMany { what: "vCPUs", wanted, allowed: self.max_vcpus });
+        }
+        self.fd.create_vcpu(index.into()).map_err(call("KVM_CREATE_VCPU"))
+    }
+
+    /// A write to `event` raises interrupt `gsi`.
+    ///
+    /// # Errors
+    /// What KVM says.
+    pub fn irqfd(&self, event: &EventFd, gsi: u32) -> Result<(), KvmError> {
+        self.fd.register_irqfd(event, gsi).map_err(call("KVM_IRQFD"))
+    }
+
+    /// The guest's 32-bit write of `value` to `address` signals `event` and leaves the guest running.
+    ///
+    /// # Errors
+    /// What KVM says.
+    pub fn ioeventfd(&self, event: &EventFd, address: u64, value: Option<u32>) -> Result<(), KvmError> {
+        let address = IoEventAddress::Mmio(address);
+        let result = match value {
+            Some(value) => self.fd.register_ioevent(event, &address, value),
+            None => self.fd.register_ioevent(event, &address, NoDatamatch),
+        };
+        result.map_err(call("KVM_IOEVENTFD"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_descriptor_that_is_not_kvm_is_refused() {
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let error = Hypervisor::new(null.into()).unwrap_err();
+        assert!(matches!(error, KvmError::NotKvm { version: -1 }), "{error}");
+    }
+}

@@ -1,0 +1,312 @@
+//! Composition: from a validated spec and open files to a machine at reset.
+//!
+//! Owns everything that makes up one microVM, and the one `match` from spec to device. Refuses nothing that `spec` and
+//! `resources` have let pass but what the host refuses. Invariant: [`Machine::build`] never writes guest memory and runs
+//! nothing; what is written into the machine comes after, by `boot` (or, one day, from a snapshot).
+
+use crate::arch::{self, Slot, VcpuSetup};
+use crate::confine::{self, ConfineError};
+use crate::console::Console;
+use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::block::{Block, BlockError};
+use crate::devices::virtio::event_loop::{EventLoop, LoopHandle};
+use crate::devices::virtio::mmio::{MmioTransport, NOTIFY_OFFSET};
+use crate::devices::virtio::vsock::{Vsock, VsockAnswers, VsockHost};
+use crate::devices::{Bus, BusError, i8042::I8042, serial::Serial};
+use crate::kvm::{Hypervisor, KvmError, Vm};
+use crate::memory::{self, GuestMemory, MemoryError};
+use crate::resources::DeviceFiles;
+use crate::spec::{DeviceSpec, MachineSpec};
+use crate::vcpu::{self, Buses, Exits, Vcpu, VcpuHandle};
+use husk_seccomp::Role;
+use kvm_ioctls::VcpuFd;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use vmm_sys_util::eventfd::EventFd;
+
+/// Asks husk for a stream to a host port: (request, port); false if it cannot be asked now.
+pub type Ask = Box<dyn Fn(u32, u32) -> bool + Send>;
+
+/// Ports of the serial port's registers.
+const SERIAL_PORTS: u64 = 8;
+/// Ports of the keyboard controller.
+const I8042_PORTS: u64 = 5;
+
+/// A machine cannot be composed.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// KVM refused.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// Guest memory cannot be had.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// A device's addresses clash.
+    #[error("{device}: {source}")]
+    Bus {
+        /// Which device.
+        device: String,
+        /// Why.
+        source: BusError,
+    },
+    /// A drive's file cannot be used.
+    #[error("drive {id:?}: {source}")]
+    Drive {
+        /// Its id.
+        id: String,
+        /// Why.
+        source: BlockError,
+    },
+    /// A descriptor that a device needs cannot be made.
+    #[error("{device}: {source} (the limit of open files)")]
+    Descriptor {
+        /// Which device.
+        device: String,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// There is no place for a device.
+    #[error("{device}: no virtio-mmio slot is left")]
+    NoSlot {
+        /// Which device.
+        device: String,
+    },
+}
+
+/// The part of a machine that depends on nothing but the number of its vCPUs.
+#[derive(Debug)]
+pub struct Shell {
+    hypervisor: Hypervisor,
+    vm: Vm,
+    vcpus: Vec<VcpuFd>,
+}
+
+impl Shell {
+    /// A virtual machine with `vcpus` vCPUs, each with its CPUID.
+    ///
+    /// # Errors
+    /// What KVM says.
+    pub fn new(kvm: OwnedFd, vcpus: u8) -> Result<Self, KvmError> {
+        let hypervisor = Hypervisor::new(kvm)?;
+        let vm = hypervisor.create_vm()?;
+        let setup = VcpuSetup::new(&hypervisor, vcpus)?;
+        let fds = (0..vcpus).map(|index| vcpu::create(&vm, &setup, index)).collect::<Result<_, _>>()?;
+        Ok(Self { hypervisor, vm, vcpus: fds })
+    }
+}
+
+/// A microVM.
+pub struct Machine {
+    spec: MachineSpec,
+    memory: GuestMemory,
+    slots: Vec<Slot>,
+    vcpus: Vec<Vcpu>,
+    handles: Vec<VcpuHandle>,
+    event_loop: Option<EventLoop>,
+    exits: Arc<Exits>,
+    reset: EventFd,
+    console: Arc<Console>,
+    vsock: Option<VsockAnswers>,
+    /// Kept for as long as the machine: closing it would end it.
+    _vm: Vm,
+    _hypervisor: Hypervisor,
+}
+
+impl Machine {
+    /// Composes the machine that `spec` describes, at reset.
+    ///
+    /// # Errors
+    /// See [`MachineError`].
+    pub fn build(
+        shell: Shell,
+        spec: MachineSpec,
+        files: DeviceFiles,
+        ask: Ask,
+    ) -> Result<Self, MachineError> {
+        let Shell { hypervisor, mut vm, vcpus } = shell;
+        let ranges = arch::memory_ranges(spec.memory().bytes());
+        let memory = memory::map(&ranges, spec.memory().backing())?;
+        vm.add_memory(&memory)?;
+        let (event_loop, workers) = EventLoop::new().map_err(descriptor("the device thread"))?;
+        let console = Arc::new(Console::new(files.console));
+        let reset = event("i8042")?;
+        let ports = Arc::new(ports(&vm, &console, &reset)?);
+        let mut virtio = Virtio { vm: &vm, memory: &memory, workers, mmio: Bus::new(), slots: Vec::new() };
+        let mut vsock = None;
+        let mut drives = files.drives.into_iter();
+        let mut streams = Some((files.exec, files.vsock_listener, ask));
+        for device in spec.device_specs() {
+            let name = device.name();
+            let device: Box<dyn VirtioDevice> = match device {
+                DeviceSpec::Drive(drive) => {
+                    let file = drives.next().ok_or_else(|| MachineError::NoSlot { device: name.clone() })?;
+                    let block = Block::new(file, drive.id(), drive.is_read_only(), drive.cache());
+                    Box::new(block.map_err(|source| MachineError::Drive { id: drive.id().into(), source })?)
+                }
+                DeviceSpec::Vsock(it) => {
+                    let (exec, listener, ask) =
+                        streams.take().map_or((None, None, None), |(e, l, a)| (e, l, Some(a)));
+                    let exec = spec.exec().map(|exec| exec.port()).zip(exec);
+                    let host = VsockHost { exec, listener, ask };
+                    let (device, answers) = Vsock::new(it.cid().into(), host).map_err(descriptor("vsock"))?;
+                    vsock = Some(answers);
+                    Box::new(device)
+                }
+            };
+            virtio.add(device, &name)?;
+        }
+        let Virtio { mmio, slots, .. } = virtio;
+        let buses = Buses { ports, mmio: Arc::new(mmio) };
+        let exits = Arc::new(Exits::new().map_err(descriptor("vCPUs"))?);
+        let (vcpus, handles) = (0..)
+            .zip(vcpus)
+            .map(|(index, fd)| Vcpu::new(fd, index, buses.clone(), Arc::clone(&exits)))
+            .unzip();
+        let event_loop = Some(event_loop);
+        Ok(Self {
+            spec,
+            memory,
+            slots,
+            vcpus,
+            handles,
+            event_loop,
+            exits,
+            reset,
+            console,
+            vsock,
+            _vm: vm,
+            _hypervisor: hypervisor,
+        })
+    }
+
+    /// What it was built from.
+    #[must_use]
+    pub fn spec(&self) -> &MachineSpec {
+        &self.spec
+    }
+
+    /// Its memory.
+    #[must_use]
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// Where its virtio-mmio devices are, in the guest's order.
+    #[must_use]
+    pub fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+
+    /// The first vCPU, until the threads are started.
+    #[must_use]
+    pub fn first_vcpu(&self) -> Option<&VcpuFd> {
+        self.vcpus.first().map(Vcpu::fd)
+    }
+
+    /// What the vCPUs report.
+    #[must_use]
+    pub fn exits(&self) -> &Exits {
+        &self.exits
+    }
+
+    /// Readable when the guest asked for a reset through the keyboard controller.
+    #[must_use]
+    pub fn reset(&self) -> &EventFd {
+        &self.reset
+    }
+
+    /// What the guest printed.
+    #[must_use]
+    pub fn console(&self) -> &Console {
+        &self.console
+    }
+
+    /// Hands husk's answer about a guest's connection to the vsock device.
+    pub fn answer_vsock(&self, request: u32, stream: Option<OwnedFd>) {
+        if let Some(vsock) = &self.vsock {
+            vsock.connected(request, stream);
+        }
+    }
+
+    /// Makes the device thread and the vCPU threads, each confined; the vCPUs wait. Once.
+    ///
+    /// # Errors
+    /// See [`ConfineError`].
+    pub fn start_threads(&mut self) -> Result<(), ConfineError> {
+        if let Some(event_loop) = self.event_loop.take() {
+            confine::spawn(Role::Device, "husk-device", None, move |_| {
+                // It ends only if epoll fails, which would be a bug: the panic hook reports it.
+                let ended = event_loop.run();
+                assert!(ended.is_ok(), "the device thread's event loop: {ended:?}");
+            })?;
+        }
+        for (index, vcpu) in (0_u8..).zip(self.vcpus.drain(..)) {
+            let name = format!("husk-vcpu{index}");
+            confine::spawn(Role::Vcpu, &name, self.spec.placement().cpu(index), move |thread| {
+                vcpu.run(thread)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Lets the vCPUs run.
+    pub fn resume(&self) {
+        self.handles.iter().for_each(VcpuHandle::run);
+    }
+}
+
+/// Puts virtio devices on the bus, one slot after the other.
+struct Virtio<'a> {
+    vm: &'a Vm,
+    memory: &'a GuestMemory,
+    workers: LoopHandle,
+    mmio: Bus,
+    slots: Vec<Slot>,
+}
+
+impl Virtio<'_> {
+    fn add(&mut self, device: Box<dyn VirtioDevice>, name: &str) -> Result<(), MachineError> {
+        let slot =
+            arch::slot(self.slots.len()).ok_or_else(|| MachineError::NoSlot { device: name.into() })?;
+        let line = event(name)?;
+        self.vm.irqfd(&line, slot.irq)?;
+        let transport = MmioTransport::new(device, self.memory.clone(), line, self.workers.clone());
+        let transport = transport.map_err(descriptor(name))?;
+        for (queue, kick) in (0_u32..).zip(transport.queue_notifiers()) {
+            self.vm.ioeventfd(kick, slot.address + NOTIFY_OFFSET, Some(queue))?;
+        }
+        insert(&mut self.mmio, (slot.address, arch::MMIO_BYTES), transport, name)?;
+        self.slots.push(slot);
+        Ok(())
+    }
+}
+
+/// The I/O ports: serial port and keyboard controller.
+fn ports(vm: &Vm, console: &Arc<Console>, reset: &EventFd) -> Result<Bus, MachineError> {
+    let line = event("serial")?;
+    vm.irqfd(&line, arch::SERIAL_IRQ)?;
+    let mut ports = Bus::new();
+    let serial = Arc::new(Serial::new(line, Arc::clone(console)));
+    insert(&mut ports, (arch::SERIAL_PORT, SERIAL_PORTS), serial, "serial")?;
+    let reset = reset.try_clone().map_err(descriptor("i8042"))?;
+    insert(&mut ports, (arch::I8042_PORT, I8042_PORTS), Arc::new(I8042::new(reset)), "i8042")?;
+    Ok(ports)
+}
+
+fn insert(
+    bus: &mut Bus,
+    (base, length): (u64, u64),
+    device: Arc<dyn crate::devices::BusDevice>,
+    name: &str,
+) -> Result<(), MachineError> {
+    bus.insert(base, length, device).map_err(|source| MachineError::Bus { device: name.into(), source })
+}
+
+fn event(device: &str) -> Result<EventFd, MachineError> {
+    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(descriptor(device))
+}
+
+fn descriptor(device: &str) -> impl FnOnce(io::Error) -> MachineError + '_ {
+    move |source| MachineError::Descriptor { device: device.to_owned(), source }
+}

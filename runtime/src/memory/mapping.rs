@@ -1,0 +1,124 @@
+//! The host's side of a region: one mapping.
+//!
+//! Owns address-space placement. Invariant: a region starts at a multiple of [`HUGE_PAGE`] in the host's address space, so
+//! that the kernel can back it with huge pages wherever the guest's addresses are aligned too.
+
+use super::{Backing, HUGE_PAGE, MemoryError};
+use rustix::io::Errno;
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+use std::ffi::c_void;
+use std::ptr::null_mut;
+use vm_memory::{GuestRegionMmap, MmapRegion};
+
+const PAGE: usize = 4096;
+const PROT: ProtFlags = ProtFlags::READ.union(ProtFlags::WRITE);
+
+/// Maps `bytes`; `total` is what the whole guest needs, for the error's text.
+pub(super) fn map(bytes: usize, backing: Backing, total: usize) -> Result<MmapRegion, MemoryError> {
+    let page = match backing {
+        Backing::Anonymous => PAGE,
+        Backing::HugeTlb2M => HUGE_PAGE,
+    };
+    if bytes == 0 || !bytes.is_multiple_of(page) {
+        return Err(MemoryError::NotPages { bytes, page });
+    }
+    let no_memory = |source| MemoryError::NoMemory { mib: total >> 20, source };
+    let (start, flags) = match backing {
+        Backing::Anonymous => (anonymous(bytes).map_err(no_memory)?, ANONYMOUS),
+        Backing::HugeTlb2M => (
+            mmap(bytes, PROT, HUGETLB).map_err(|source| MemoryError::NoHugePages {
+                needed: total / HUGE_PAGE,
+                free: free_huge_pages(total / HUGE_PAGE),
+                source,
+            })?,
+            HUGETLB,
+        ),
+    };
+    #[expect(unsafe_code, reason = "vm-memory does not align mappings")]
+    // SAFETY: `start` is the first of `bytes` bytes that were just mapped readable and writable and that nothing else
+    // knows of; they are never unmapped, so they outlive the region.
+    let region = unsafe { MmapRegion::build_raw(start.cast(), bytes, PROT.bits().cast_signed(), raw(flags)) };
+    region.map_err(|_| no_memory(Errno::INVAL))
+}
+
+/// Makes the host back all of `region` with memory, as if each page had been written.
+pub(super) fn populate(region: &GuestRegionMmap) -> Result<(), Errno> {
+    let start: *mut c_void = region.get_mmap().as_ptr().cast();
+    let bytes = region.get_mmap().size();
+    loop {
+        #[expect(unsafe_code, reason = "madvise(2) takes a pointer")]
+        // SAFETY: the range is the region's own mapping; populating changes no content.
+        let result = unsafe { madvise(start, bytes, Advice::LinuxPopulateWrite) };
+        match result {
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            other => return other,
+        }
+    }
+}
+
+const ANONYMOUS: MapFlags = MapFlags::PRIVATE.union(MapFlags::NORESERVE);
+/// Without NORESERVE: the pages are set aside now, so that a shortage is an error and not a SIGBUS later.
+const HUGETLB: MapFlags = MapFlags::PRIVATE.union(MapFlags::HUGETLB).union(MapFlags::HUGE_2MB);
+
+fn raw(flags: MapFlags) -> i32 {
+    (flags.bits() | libc::MAP_ANONYMOUS.cast_unsigned()).cast_signed()
+}
+
+fn mmap(bytes: usize, prot: ProtFlags, flags: MapFlags) -> Result<*mut c_void, Errno> {
+    #[expect(unsafe_code, reason = "mmap(2) makes a raw mapping")]
+    // SAFETY: a new anonymous mapping at an address that the kernel chooses replaces nothing.
+    unsafe {
+        mmap_anonymous(null_mut(), bytes, prot, flags)
+    }
+}
+
+fn unmap(start: *mut c_void, bytes: usize) -> Result<(), Errno> {
+    if bytes == 0 {
+        return Ok(());
+    }
+    #[expect(unsafe_code, reason = "munmap(2) takes a pointer")]
+    // SAFETY: callers pass a part of a mapping of this module that nothing refers to.
+    unsafe {
+        munmap(start, bytes)
+    }
+}
+
+/// Anonymous memory whose start is a multiple of [`HUGE_PAGE`]: a little more is mapped and the ends given back.
+fn anonymous(bytes: usize) -> Result<*mut c_void, Errno> {
+    let start = mmap(bytes, PROT, ANONYMOUS)?;
+    let start = if start.addr().is_multiple_of(HUGE_PAGE) {
+        // Kernels since 6.7 align large mappings by themselves.
+        start
+    } else {
+        unmap(start, bytes)?;
+        let padded = bytes.checked_add(HUGE_PAGE).ok_or(Errno::NOMEM)?;
+        let start = mmap(padded, PROT, ANONYMOUS)?;
+        let before = start.addr().next_multiple_of(HUGE_PAGE) - start.addr();
+        let aligned = start.wrapping_byte_add(before);
+        unmap(start, before)?;
+        unmap(aligned.wrapping_byte_add(bytes), HUGE_PAGE - before)?;
+        aligned
+    };
+    #[expect(unsafe_code, reason = "madvise(2) takes a pointer")]
+    // SAFETY: the range was just mapped; the advice changes no content.
+    let advised = unsafe { madvise(start, bytes, Advice::LinuxHugepage) };
+    match advised {
+        // A kernel without transparent huge pages says EINVAL; the guest runs on small ones.
+        Ok(()) | Err(Errno::INVAL) => Ok(start),
+        Err(error) => Err(error),
+    }
+}
+
+/// How many huge pages could be reserved, found by trying: the cell has no /sys. Fewer than `needed`.
+fn free_huge_pages(needed: usize) -> usize {
+    let (mut free, mut too_many) = (0, needed);
+    while too_many - free > 1 {
+        let middle = usize::midpoint(free, too_many);
+        let mapped = mmap(middle * HUGE_PAGE, PROT, HUGETLB);
+        match mapped.and_then(|start| unmap(start, middle * HUGE_PAGE)) {
+            Ok(()) => free = middle,
+            Err(_) => too_many = middle,
+        }
+    }
+    free
+}

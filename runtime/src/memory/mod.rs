@@ -1,0 +1,125 @@
+//! Guest memory: how it is mapped, populated and filled from files.
+//!
+//! Owns the mapping of each region until the process ends. Refuses sizes that are not whole pages of the backing.
+//! Invariant: nothing here makes a `&[u8]` of guest memory; the guest may write to it at any time.
+
+mod fill;
+mod mapping;
+
+pub use fill::{FillError, read_file};
+
+use rustix::io::Errno;
+use vm_memory::mmap::FromRangesError;
+use vm_memory::{
+    Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+};
+
+/// The memory of one guest.
+pub type GuestMemory = GuestMemoryMmap<()>;
+
+/// Bytes of a huge page, transparent or hugetlb.
+pub const HUGE_PAGE: usize = 2 << 20;
+
+/// What guest memory is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backing {
+    /// Anonymous memory, aligned to [`HUGE_PAGE`], transparent huge pages advised.
+    Anonymous,
+    /// hugetlb pages of 2 MiB, reserved when mapped.
+    HugeTlb2M,
+}
+
+/// Guest memory cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// The host does not have or give this much.
+    #[error(
+        "machine-config.mem_size_mib: {mib} MiB of guest memory cannot be mapped: {source} \
+         (a limit on address space, or vm.overcommit_memory=2)"
+    )]
+    NoMemory {
+        /// Size in MiB.
+        mib: usize,
+        /// What `mmap(2)` said.
+        source: Errno,
+    },
+    /// Not enough hugetlb pages are free.
+    #[error(
+        "machine-config.huge_pages: {needed} huge pages of 2 MiB are needed and {free} are free \
+         (raise /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages): {source}"
+    )]
+    NoHugePages {
+        /// Pages that the guest needs.
+        needed: usize,
+        /// Pages that could have been reserved.
+        free: usize,
+        /// What `mmap(2)` said.
+        source: Errno,
+    },
+    /// A region is not made of whole pages.
+    #[error("a memory region of {bytes} bytes is not made of whole pages of {page} bytes")]
+    NotPages {
+        /// Size of the region.
+        bytes: usize,
+        /// Size of a page of the backing.
+        page: usize,
+    },
+    /// The regions do not fit together.
+    #[error("guest memory regions: {0}")]
+    Regions(#[from] FromRangesError),
+    /// A region wraps around the end of the address space.
+    #[error("the memory region at {0:#x} wraps")]
+    Wraps(u64),
+    /// Populating failed.
+    #[error("placement.prefault: {mib} MiB of guest memory cannot be populated: {source} ({hint})")]
+    Populate {
+        /// Size in MiB.
+        mib: usize,
+        /// What to look at.
+        hint: &'static str,
+        /// What `madvise(2)` said.
+        source: Errno,
+    },
+}
+
+/// Maps guest memory: `ranges` are (address, bytes), in ascending order.
+///
+/// # Errors
+/// See [`MemoryError`].
+pub fn map(ranges: &[(GuestAddress, usize)], backing: Backing) -> Result<GuestMemory, MemoryError> {
+    let total: usize = ranges.iter().map(|(_, bytes)| bytes).sum();
+    let mut regions = Vec::with_capacity(ranges.len());
+    for &(base, bytes) in ranges {
+        let region = mapping::map(bytes, backing, total)?;
+        regions.push(GuestRegionMmap::new(region, base).ok_or(MemoryError::Wraps(base.raw_value()))?);
+    }
+    GuestMemory::from_regions(regions).map_err(|error| MemoryError::Regions(FromRangesError::from(error)))
+}
+
+/// Populates all of guest memory for writing.
+///
+/// # Errors
+/// [`MemoryError::Populate`]; what was populated stays so.
+pub fn populate(memory: &GuestMemory) -> Result<(), MemoryError> {
+    for region in memory.iter() {
+        mapping::populate(region).map_err(|source| MemoryError::Populate {
+            mib: total_bytes(memory) >> 20,
+            hint: match source {
+                Errno::INVAL => "MADV_POPULATE_WRITE needs Linux 5.14",
+                Errno::FAULT | Errno::HWPOISON => "no huge page left, a cgroup's limit, or broken memory",
+                _ => "memory, or the cgroup's limit, is exhausted",
+            },
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+/// Bytes of all regions together.
+#[must_use]
+pub fn total_bytes(memory: &GuestMemory) -> usize {
+    memory.iter().map(|region| usize::try_from(region.len()).unwrap_or(usize::MAX)).sum()
+}
+
+#[cfg(test)]
+mod tests;

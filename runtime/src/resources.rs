@@ -1,0 +1,241 @@
+//! The open files that a spec names, by their role.
+//!
+//! Owns the descriptors that came with the spec until the machine takes them. Refuses an index that is not there or is used
+//! twice, a path (the cell has none), and files that cannot be what their role needs. Invariant: a descriptor has one role;
+//! one without a role is closed before the guest runs.
+
+use crate::spec::MachineSpec;
+use husk_protocol::spec::FileRef;
+use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
+use rustix::net::{AddressFamily, SocketType, sockopt};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+/// The place of /dev/kvm among the descriptors.
+pub const KVM_INDEX: u32 = 0;
+/// A disk's smallest unit in bytes.
+const SECTOR: u64 = 512;
+
+/// A file cannot have its role.
+#[derive(Debug, thiserror::Error)]
+pub enum ResourceError {
+    /// The cell is empty.
+    #[error("{role}: {path:?} is a path; the cell has no files, only {{\"fd\": N}} is allowed")]
+    Path {
+        /// Key of the spec.
+        role: String,
+        /// The path, cut to 256 characters.
+        path: String,
+    },
+    /// No such descriptor came along.
+    #[error("{role}: there is no descriptor {index}; {count} came with the spec")]
+    Missing {
+        /// Key of the spec.
+        role: String,
+        /// The index.
+        index: u32,
+        /// How many there are.
+        count: usize,
+    },
+    /// It has a role already.
+    #[error("{role}: descriptor {index} is in use already; each may be named once")]
+    Reused {
+        /// Key of the spec.
+        role: String,
+        /// The index.
+        index: u32,
+    },
+    /// It is a directory, a FIFO, a device …
+    #[error("{role}: the file is {found}; {allowed} is needed")]
+    WrongType {
+        /// Key of the spec.
+        role: String,
+        /// What it is.
+        found: &'static str,
+        /// What it must be.
+        allowed: &'static str,
+    },
+    /// It is too small, or not whole sectors.
+    #[error("{role}: the file has {bytes} bytes; {allowed} is needed")]
+    Size {
+        /// Key of the spec.
+        role: String,
+        /// Its size.
+        bytes: u64,
+        /// What is allowed.
+        allowed: &'static str,
+    },
+    /// It was opened for less.
+    #[error("{role}: the file is not open for {0}", if *.write { "writing" } else { "reading" })]
+    Access {
+        /// Key of the spec.
+        role: String,
+        /// Whether writing is what is missing.
+        write: bool,
+    },
+    /// It cannot be looked at.
+    #[error("{role}: {source}")]
+    Stat {
+        /// Key of the spec.
+        role: String,
+        /// What `fstat(2)` said.
+        source: io::Error,
+    },
+}
+
+/// Everything that a machine is made of.
+#[derive(Debug)]
+pub struct Resources {
+    /// /dev/kvm.
+    pub kvm: OwnedFd,
+    /// What is loaded.
+    pub boot: BootFiles,
+    /// What the devices take.
+    pub devices: DeviceFiles,
+}
+
+/// What is loaded.
+#[derive(Debug)]
+pub struct BootFiles {
+    /// The kernel: a regular, non-empty file.
+    pub kernel: File,
+    /// The initrd: a regular, non-empty file.
+    pub initrd: Option<File>,
+}
+
+/// What the devices take.
+#[derive(Debug)]
+pub struct DeviceFiles {
+    /// A file a drive, in the spec's order: regular, whole sectors, open as the drive needs.
+    pub drives: Vec<File>,
+    /// The listening unix stream socket of the vsock device.
+    pub vsock_listener: Option<OwnedFd>,
+    /// The connected unix stream socket of the exec channel.
+    pub exec: Option<OwnedFd>,
+    /// Where console output goes.
+    pub console: Option<OwnedFd>,
+}
+
+impl Resources {
+    /// Gives each descriptor its role in `spec`; those without one are closed.
+    ///
+    /// # Errors
+    /// See [`ResourceError`]; all descriptors are closed then.
+    pub fn assign(spec: &MachineSpec, descriptors: Vec<OwnedFd>) -> Result<Self, ResourceError> {
+        let mut pool = Pool { slots: descriptors.into_iter().map(Some).collect() };
+        let kvm = pool.take("/dev/kvm", &FileRef::Fd(KVM_INDEX))?;
+        let boot = spec.boot();
+        let kernel = pool.image("boot-source.kernel_image_path", boot.kernel())?;
+        let initrd = boot.initrd().map(|file| pool.image("boot-source.initrd_path", file)).transpose()?;
+        let mut drives = Vec::with_capacity(spec.drives().len());
+        for drive in spec.drives() {
+            let role = format!("drives[{}].path_on_host (drive {:?})", drives.len(), drive.id());
+            drives.push(pool.disk(&role, drive.file(), !drive.is_read_only())?);
+        }
+        let listener = spec.vsock().and_then(|vsock| vsock.listener());
+        let vsock_listener = listener.map(|file| pool.socket("vsock.uds_path", file, true)).transpose()?;
+        let exec = spec.exec().map(|exec| pool.socket("exec.channel", exec.channel(), false)).transpose()?;
+        let console = spec.console().map(|file| pool.take("console.output", file)).transpose()?;
+        let boot = BootFiles { kernel, initrd };
+        Ok(Self { kvm, boot, devices: DeviceFiles { drives, vsock_listener, exec, console } })
+    }
+}
+
+/// Descriptors that have no role yet.
+struct Pool {
+    slots: Vec<Option<OwnedFd>>,
+}
+
+impl Pool {
+    fn take(&mut self, role: &str, file: &FileRef) -> Result<OwnedFd, ResourceError> {
+        let role = role.to_owned();
+        let index = match file {
+            FileRef::Path(path) => {
+                return Err(ResourceError::Path { role, path: path.chars().take(256).collect() });
+            }
+            FileRef::Fd(index) => *index,
+        };
+        let count = self.slots.len();
+        match usize::try_from(index).ok().and_then(|at| self.slots.get_mut(at)) {
+            None => Err(ResourceError::Missing { role, index, count }),
+            Some(slot) => slot.take().ok_or(ResourceError::Reused { role, index }),
+        }
+    }
+
+    /// A kernel or initrd.
+    fn image(&mut self, role: &str, file: &FileRef) -> Result<File, ResourceError> {
+        let file = File::from(self.take(role, file)?);
+        if regular_size(role, &file)? == 0 {
+            return Err(ResourceError::Size { role: role.into(), bytes: 0, allowed: "at least 1" });
+        }
+        may(role, &file, false)?;
+        Ok(file)
+    }
+
+    fn disk(&mut self, role: &str, file: &FileRef, write: bool) -> Result<File, ResourceError> {
+        let file = File::from(self.take(role, file)?);
+        let bytes = regular_size(role, &file)?;
+        if bytes == 0 || !bytes.is_multiple_of(SECTOR) {
+            let allowed = "a multiple of 512, and not 0,";
+            return Err(ResourceError::Size { role: role.into(), bytes, allowed });
+        }
+        may(role, &file, false)?;
+        if write {
+            may(role, &file, true)?;
+        }
+        Ok(file)
+    }
+
+    fn socket(&mut self, role: &str, file: &FileRef, listening: bool) -> Result<OwnedFd, ResourceError> {
+        let fd = self.take(role, file)?;
+        let unix = sockopt::socket_domain(&fd).is_ok_and(|domain| domain == AddressFamily::UNIX);
+        let stream = sockopt::socket_type(&fd).is_ok_and(|kind| kind == SocketType::STREAM);
+        let as_asked = sockopt::socket_acceptconn(&fd).is_ok_and(|accepts| accepts == listening);
+        if unix && stream && as_asked {
+            return Ok(fd);
+        }
+        let allowed =
+            if listening { "a listening unix stream socket" } else { "a connected unix stream socket" };
+        Err(ResourceError::WrongType { role: role.into(), found: kind(role, &fd)?, allowed })
+    }
+}
+
+fn kind(role: &str, file: impl AsFd) -> Result<&'static str, ResourceError> {
+    let stat =
+        fstat(file).map_err(|error| ResourceError::Stat { role: role.into(), source: error.into() })?;
+    Ok(match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => "a regular file",
+        FileType::Directory => "a directory",
+        FileType::Fifo => "a FIFO",
+        FileType::Socket => "a socket of another kind",
+        FileType::BlockDevice => "a block device",
+        FileType::CharacterDevice => "a character device",
+        _ => "of an unknown type",
+    })
+}
+
+fn regular_size(role: &str, file: &File) -> Result<u64, ResourceError> {
+    let stat =
+        fstat(file).map_err(|error| ResourceError::Stat { role: role.into(), source: error.into() })?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        let found = kind(role, file)?;
+        return Err(ResourceError::WrongType { role: role.into(), found, allowed: "a regular file" });
+    }
+    Ok(stat.st_size.unsigned_abs())
+}
+
+fn may(role: &str, file: &File, write: bool) -> Result<(), ResourceError> {
+    let flags =
+        fcntl_getfl(file).map_err(|error| ResourceError::Stat { role: role.into(), source: error.into() })?;
+    let mode = flags & OFlags::ACCMODE;
+    let needed = if write { OFlags::WRONLY } else { OFlags::RDONLY };
+    if !flags.contains(OFlags::PATH) && (mode == OFlags::RDWR || mode == needed) {
+        Ok(())
+    } else {
+        Err(ResourceError::Access { role: role.into(), write })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,186 @@
+//! The machine as it is asked for, found sensible.
+//!
+//! Owns every rule that needs nothing but the request itself; `resources` checks what needs the files. Refuses by key, value
+//! and what is allowed. Invariant: a [`MachineSpec`] exists only through `TryFrom<RawSpec>`, so what its accessors return is
+//! within the bounds that they state.
+
+mod error;
+mod parts;
+
+pub use error::SpecError;
+pub use parts::{BootSpec, DriveSpec, ExecSpec, MemorySpec, PlacementSpec, VsockSpec};
+
+use husk_protocol::spec::{FileRef, RawDrive, RawSpec};
+use std::collections::HashSet;
+
+/// Most vCPUs: what the MP tables' place holds.
+pub const MAX_VCPUS: u8 = 32;
+/// Least memory in MiB.
+pub const MIN_MEMORY_MIB: u64 = 16;
+/// Most memory in MiB (512 GiB).
+pub const MAX_MEMORY_MIB: u64 = 512 << 10;
+/// Longest `drive_id` in bytes.
+pub const MAX_DRIVE_ID: usize = 64;
+/// Bytes of a `drive_id` that the guest reads as the disk's serial number (virtio 1.2, 5.2.6.1); distinct in a machine.
+pub const SERIAL_BYTES: usize = 20;
+/// The guest's context id if the spec has no vsock but an exec channel needs one.
+pub const DEFAULT_CID: u32 = 3;
+
+/// One virtio device.
+#[derive(Debug, Clone, Copy)]
+pub enum DeviceSpec<'a> {
+    /// A disk.
+    Drive(&'a DriveSpec),
+    /// The socket device.
+    Vsock(&'a VsockSpec),
+}
+
+impl DeviceSpec<'_> {
+    /// What errors call it.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match self {
+            Self::Drive(drive) => format!("drive {:?}", drive.id()),
+            Self::Vsock(_) => "vsock".to_owned(),
+        }
+    }
+}
+
+/// A validated machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MachineSpec {
+    vcpus: u8,
+    memory: MemorySpec,
+    boot: BootSpec,
+    drives: Vec<DriveSpec>,
+    vsock: Option<VsockSpec>,
+    placement: PlacementSpec,
+    exec: Option<ExecSpec>,
+    console: Option<FileRef>,
+}
+
+impl MachineSpec {
+    /// Number of vCPUs, 1 to [`MAX_VCPUS`].
+    #[must_use]
+    pub fn vcpus(&self) -> u8 {
+        self.vcpus
+    }
+
+    /// Guest memory.
+    #[must_use]
+    pub fn memory(&self) -> &MemorySpec {
+        &self.memory
+    }
+
+    /// What is booted.
+    #[must_use]
+    pub fn boot(&self) -> &BootSpec {
+        &self.boot
+    }
+
+    /// Block devices in the guest's order, with ids that differ in their first [`SERIAL_BYTES`].
+    #[must_use]
+    pub fn drives(&self) -> &[DriveSpec] {
+        &self.drives
+    }
+
+    /// The vsock device; there if asked for, or if [`MachineSpec::exec`] is.
+    #[must_use]
+    pub fn vsock(&self) -> Option<&VsockSpec> {
+        self.vsock.as_ref()
+    }
+
+    /// Where vCPUs and memory go.
+    #[must_use]
+    pub fn placement(&self) -> &PlacementSpec {
+        &self.placement
+    }
+
+    /// The exec channel.
+    #[must_use]
+    pub fn exec(&self) -> Option<&ExecSpec> {
+        self.exec.as_ref()
+    }
+
+    /// Where the serial port's output goes beside the ring; the console is off without it.
+    #[must_use]
+    pub fn console(&self) -> Option<&FileRef> {
+        self.console.as_ref()
+    }
+
+    /// Its virtio devices in the guest's order: drives, then vsock.
+    pub fn device_specs(&self) -> impl Iterator<Item = DeviceSpec<'_>> {
+        self.drives.iter().map(DeviceSpec::Drive).chain(self.vsock.iter().map(DeviceSpec::Vsock))
+    }
+}
+
+impl TryFrom<RawSpec> for MachineSpec {
+    type Error = SpecError;
+
+    fn try_from(raw: RawSpec) -> Result<Self, SpecError> {
+        let vcpus = vcpus(raw.machine_config.vcpu_count)?;
+        if raw.machine_config.smt {
+            return Err(SpecError::not_yet("machine-config.smt", "vCPUs are cores of one thread"));
+        }
+        if raw.machine_config.track_dirty_pages {
+            return Err(SpecError::not_yet("machine-config.track_dirty_pages", "there are no snapshots yet"));
+        }
+        let placement = PlacementSpec::new(raw.placement, raw.machine_config.huge_pages, vcpus)?;
+        let exec = raw.exec.map(ExecSpec::new).transpose()?;
+        let spec = Self {
+            vcpus,
+            memory: MemorySpec::new(raw.machine_config.mem_size_mib, raw.machine_config.huge_pages)?,
+            boot: BootSpec::new(raw.boot_source)?,
+            drives: drives(raw.drives)?,
+            vsock: VsockSpec::new(raw.vsock, exec.is_some())?,
+            placement,
+            exec,
+            console: raw.console.map(|console| console.output),
+        };
+        let allowed = crate::arch::MAX_SLOTS;
+        let first = spec.device_specs().nth(allowed).map(|device| device.name());
+        match first {
+            Some(first) => {
+                Err(SpecError::TooManyDevices { wanted: spec.device_specs().count(), allowed, first })
+            }
+            None => Ok(spec),
+        }
+    }
+}
+
+fn vcpus(count: u64) -> Result<u8, SpecError> {
+    u8::try_from(count).ok().filter(|count| (1..=MAX_VCPUS).contains(count)).ok_or_else(|| {
+        SpecError::OutOfRange {
+            key: "machine-config.vcpu_count".into(),
+            value: count,
+            allowed: format!("1 to {MAX_VCPUS}"),
+        }
+    })
+}
+
+fn drives(raw: Vec<RawDrive>) -> Result<Vec<DriveSpec>, SpecError> {
+    let mut ids = HashSet::with_capacity(raw.len());
+    let mut root = None;
+    let mut drives = Vec::with_capacity(raw.len());
+    for (index, drive) in raw.into_iter().enumerate() {
+        let drive = DriveSpec::new(drive, index)?;
+        let serial = drive.id().get(..SERIAL_BYTES).unwrap_or(drive.id());
+        if !ids.insert(serial.to_owned()) {
+            return Err(SpecError::Duplicate {
+                key: format!("drives[{index}].drive_id"),
+                value: drive.id().into(),
+            });
+        }
+        if drive.is_root() && root.replace(index).is_some() {
+            return Err(SpecError::Duplicate {
+                key: format!("drives[{index}].is_root_device"),
+                value: "true".into(),
+            });
+        }
+        drives.push(drive);
+    }
+    Ok(drives)
+}
+
+#[cfg(test)]
+mod tests;

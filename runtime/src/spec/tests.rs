@@ -1,0 +1,173 @@
+use super::*;
+use crate::memory::Backing;
+use husk_protocol::spec::{HugePages, RawExec, RawPlacement, RawVsock};
+
+fn raw() -> RawSpec {
+    let mut raw = RawSpec::default();
+    raw.boot_source.kernel_image_path = FileRef::Fd(1);
+    raw
+}
+
+fn drive(id: &str) -> RawDrive {
+    RawDrive {
+        drive_id: id.into(),
+        path_on_host: FileRef::Fd(2),
+        is_root_device: false,
+        is_read_only: true,
+        cache_type: Default::default(),
+    }
+}
+
+/// The error of a spec that differs from a good one by `change`.
+fn refused(change: impl FnOnce(&mut RawSpec)) -> String {
+    let mut raw = raw();
+    change(&mut raw);
+    MachineSpec::try_from(raw).unwrap_err().to_string()
+}
+
+fn accepted(change: impl FnOnce(&mut RawSpec)) -> MachineSpec {
+    let mut raw = raw();
+    change(&mut raw);
+    MachineSpec::try_from(raw).unwrap()
+}
+
+#[test]
+fn the_least_that_can_be_said_is_a_machine() {
+    let spec = accepted(|_| {});
+    assert_eq!((spec.vcpus(), spec.memory().bytes()), (1, 128 << 20));
+    assert_eq!(spec.memory().backing(), Backing::Anonymous);
+    assert!(spec.vsock().is_none() && spec.exec().is_none() && spec.console().is_none());
+    assert!(!spec.placement().prefault());
+}
+
+#[test]
+fn vcpus_are_1_to_32() {
+    for count in [0, 33, 256, 257, u64::MAX] {
+        let error = refused(|raw| raw.machine_config.vcpu_count = count);
+        assert_eq!(error, format!("machine-config.vcpu_count: {count} is not allowed; allowed is 1 to 32"));
+    }
+    assert_eq!(accepted(|raw| raw.machine_config.vcpu_count = 32).vcpus(), 32);
+}
+
+#[test]
+fn memory_is_bounded_and_its_bytes_do_not_wrap() {
+    for mib in [0, 15, (512 << 10) + 1, 1 << 44, (1 << 44) + 128, u64::MAX] {
+        let error = refused(|raw| raw.machine_config.mem_size_mib = mib);
+        assert_eq!(
+            error,
+            format!("machine-config.mem_size_mib: {mib} is not allowed; allowed is 16 to 524288 MiB")
+        );
+    }
+    assert_eq!(accepted(|raw| raw.machine_config.mem_size_mib = 512 << 10).memory().bytes(), 512 << 30);
+    assert_eq!(accepted(|raw| raw.machine_config.mem_size_mib = 17).memory().bytes(), 17 << 20);
+}
+
+#[test]
+fn huge_pages_need_whole_pages_and_imply_prefault() {
+    let huge = |mib: u64| {
+        move |raw: &mut RawSpec| {
+            raw.machine_config.huge_pages = HugePages::TwoMiB;
+            raw.machine_config.mem_size_mib = mib;
+        }
+    };
+    assert!(refused(huge(129)).contains("a multiple of 2 with huge_pages 2M"));
+    let spec = accepted(huge(130));
+    assert!(spec.placement().prefault());
+    assert_eq!(spec.memory().backing(), Backing::HugeTlb2M);
+}
+
+#[test]
+fn what_is_not_built_yet_is_refused_with_the_reason() {
+    let error = refused(|raw| raw.machine_config.smt = true);
+    assert!(error.starts_with("machine-config.smt: true is not supported: "), "{error}");
+    let error = refused(|raw| raw.machine_config.track_dirty_pages = true);
+    assert!(error.contains("there are no snapshots yet"), "{error}");
+}
+
+#[test]
+fn drive_ids_are_distinct_and_plain() {
+    let error = refused(|raw| raw.drives = vec![drive("a"), drive("b"), drive("a")]);
+    assert!(error.starts_with("drives[2].drive_id: \"a\" is there already"), "{error}");
+    for id in ["", "a b", "a/b", "ä", "a\n", "a\0"] {
+        let error = refused(|raw| raw.drives = vec![drive("ok"), drive(id)]);
+        assert!(error.starts_with(&format!("drives[1].drive_id: {id:?} is not allowed")), "{error}");
+    }
+    let spec = accepted(|raw| raw.drives = vec![drive("12345678901234567890"), drive("a.B_c-1")]);
+    assert_eq!(spec.drives()[1].id(), "a.B_c-1");
+    let twins = vec![drive("12345678901234567890a"), drive("12345678901234567890b")];
+    assert!(refused(|raw| raw.drives = twins).contains("is there already"));
+    assert!(refused(|raw| raw.drives = vec![drive(&"x".repeat(65))]).contains("is not allowed"));
+    let long = refused(|raw| raw.drives = vec![drive(&"x".repeat(100_000))]);
+    assert!(long.len() < 250, "an error is one line: {}", long.len());
+}
+
+#[test]
+fn one_drive_is_root() {
+    let error = refused(|raw| {
+        raw.drives = vec![drive("a"), drive("b")];
+        raw.drives.iter_mut().for_each(|drive| drive.is_root_device = true);
+    });
+    assert!(error.starts_with("drives[1].is_root_device"), "{error}");
+}
+
+#[test]
+fn the_twentieth_device_is_refused_by_name() {
+    let drives = |count: usize| (0..count).map(|n| drive(&format!("d{n}"))).collect::<Vec<_>>();
+    assert_eq!(accepted(|raw| raw.drives = drives(19)).device_specs().count(), 19);
+    let error = refused(|raw| raw.drives = drives(20));
+    assert!(error.contains("20 devices; at most 19") && error.contains("drive \"d19\""), "{error}");
+    let error = refused(|raw| {
+        raw.drives = drives(19);
+        raw.exec = Some(RawExec { channel: FileRef::Fd(3), port: 1024 });
+    });
+    assert!(error.contains("vsock is one too many"), "{error}");
+}
+
+#[test]
+fn a_pin_list_is_as_long_as_there_are_vcpus() {
+    let pin = |list: &[u32]| {
+        let placement = Some(RawPlacement { pin: list.to_vec(), prefault: false });
+        move |raw: &mut RawSpec| {
+            raw.machine_config.vcpu_count = 2;
+            raw.placement = placement;
+        }
+    };
+    assert!(refused(pin(&[0])).starts_with("placement.pin: 1 entries; 2 are needed"));
+    assert!(refused(pin(&[0, 1, 2])).starts_with("placement.pin: 3 entries; 2 are needed"));
+    assert!(refused(pin(&[0, 1024])).starts_with("placement.pin[1]: 1024 is not allowed"));
+    let spec = accepted(pin(&[5, 7]));
+    assert_eq!((spec.placement().cpu(0), spec.placement().cpu(1)), (Some(5), Some(7)));
+    assert_eq!(accepted(pin(&[])).placement().cpu(0), None);
+}
+
+#[test]
+fn the_command_line_is_one_line_that_fits() {
+    let args = |text: &str| {
+        let text = text.to_owned();
+        move |raw: &mut RawSpec| raw.boot_source.boot_args = Some(text)
+    };
+    assert!(refused(args("a\nb")).contains("byte 1 is 0x0a"));
+    assert!(refused(args("a\0")).contains("byte 1 is 0x00"));
+    assert!(refused(args(&"x".repeat(2048))).contains("2048 bytes"));
+    assert_eq!(accepted(args("quiet")).boot().args(), Some("quiet"));
+}
+
+#[test]
+fn context_ids_start_at_3() {
+    let cid = |guest_cid: u64| {
+        move |raw: &mut RawSpec| raw.vsock = Some(RawVsock { guest_cid, uds_path: None, vsock_id: None })
+    };
+    for bad in [0, 1, 2, 0xffff_ffff, 1 << 32, (1 << 32) + 3, u64::MAX] {
+        assert!(refused(cid(bad)).starts_with(&format!("vsock.guest_cid: {bad} is not allowed")));
+    }
+    assert_eq!(accepted(cid(3)).vsock().unwrap().cid(), 3);
+}
+
+#[test]
+fn an_exec_channel_brings_a_vsock() {
+    let exec =
+        |port: u32| move |raw: &mut RawSpec| raw.exec = Some(RawExec { channel: FileRef::Fd(3), port });
+    assert_eq!(accepted(exec(1024)).vsock().unwrap().cid(), DEFAULT_CID);
+    assert!(refused(exec(0)).starts_with("exec.port: 0 is not allowed"));
+    assert!(refused(exec(u32::MAX)).starts_with("exec.port: 4294967295"));
+}

@@ -1,0 +1,127 @@
+//! The life of one sandbox, as its main thread lives it.
+//!
+//! ```text
+//! Waiting ──Start──► Running ──Stop, end of file, guest's end──► Ended
+//!    └──────────────end of file, Stop────────────────────────────►┘
+//! ```
+//!
+//! Owns the order of the steps from the first message to the process's end, and what each failure is called. Refuses
+//! requests that the state does not admit. Invariant: the guest runs only after landlock, every thread's filter and the main
+//! thread's own are in place.
+
+mod error;
+mod run;
+mod state;
+
+pub use error::VmmError;
+pub use state::{Refused, Request, State, admit};
+
+use crate::arch::{self, cmdline};
+use crate::machine::{Ask, Machine, Shell};
+use crate::report::{self, Reporter};
+use crate::resources::{BootFiles, Resources};
+use crate::spec::MachineSpec;
+use crate::{boot, confine, control, memory, sys, vcpu};
+use husk_protocol::control::{Ended, FromCell, Stage};
+use husk_protocol::exit::RuntimeExit;
+use husk_protocol::spec::RawSpec;
+use husk_seccomp::Role;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+/// Lives one sandbox on the control socket and ends the process; the end of the process frees the machine.
+pub fn run(control: OwnedFd) -> ! {
+    let reporter = Arc::new(Reporter::new(control));
+    let exit = match live(&reporter) {
+        Ok(exit) => exit,
+        Err(error) => {
+            let failed = FromCell::Failed { fault: error.fault(), message: error.to_string() };
+            // If husk is gone, nobody is left to be told.
+            let _gone = reporter.send(&failed);
+            error.exit()
+        }
+    };
+    sys::exit_now(exit as u8)
+}
+
+fn live(reporter: &Arc<Reporter>) -> Result<RuntimeExit, VmmError> {
+    reporter.stage(Stage::Runtime);
+    report::install_handlers(reporter).map_err(VmmError::Handlers)?;
+    // A name is for people; without it the machine is the same.
+    let _unnamed = rustix::thread::set_name(c"husk-control");
+    let Some(received) = control::receive(reporter, false)? else { return Ok(RuntimeExit::Ended) };
+    let request = Request::from(received);
+    match admit(State::Waiting, &request)? {
+        State::Running => {}
+        State::Waiting | State::Ended => return Ok(RuntimeExit::Ended),
+    }
+    let Request::Start { spec, descriptors } = request else { return Ok(RuntimeExit::Ended) };
+    confine::deny_files()?;
+    vcpu::install_kick().map_err(VmmError::Handlers)?;
+    confine::install(Role::Build)?;
+    let machine = start(*spec, descriptors, reporter)?;
+    let queue = run::queue(&machine, reporter)?;
+    confine::install(Role::Control)?;
+    machine.resume();
+    let (fault, ended) = run::until_end(&queue, &machine, reporter)?;
+    if let Some(failed) = &fault {
+        let _gone = reporter.send(failed);
+    }
+    let exit = error::exit_of(fault.as_ref());
+    if let Some(reason) = ended {
+        let console_tail = machine.console().tail();
+        let _gone = reporter.send(&FromCell::Ended(Ended { reason, console_tail }));
+    }
+    // Not dropped: taking a machine apart takes longer than ending the process, and its vCPUs may still run.
+    std::mem::forget(machine);
+    Ok(exit)
+}
+
+/// From a request to a machine that waits for [`Machine::resume`], with every thread but this one in its last filter.
+fn start(spec: RawSpec, descriptors: Vec<OwnedFd>, reporter: &Arc<Reporter>) -> Result<Machine, VmmError> {
+    let spec = MachineSpec::try_from(spec)?;
+    let files = Resources::assign(&spec, descriptors)?;
+    let shell = Shell::new(files.kvm, spec.vcpus())?;
+    let mut machine = Machine::build(shell, spec, files.devices, asking(reporter))?;
+    reporter.stage(Stage::Built);
+    load(&machine, files.boot, reporter)?;
+    reporter.stage(Stage::Loaded);
+    machine.start_threads()?;
+    Ok(machine)
+}
+
+/// Writes the kernel into the machine, populates its memory if asked to, and sets the first vCPU to the entry.
+fn load(machine: &Machine, files: BootFiles, reporter: &Reporter) -> Result<(), VmmError> {
+    let spec = machine.spec();
+    let args = kernel_args(spec);
+    let request =
+        boot::Request { spec: spec.boot(), args: &args, slots: machine.slots(), vcpus: spec.vcpus() };
+    let entry = boot::load(machine.memory(), &files.kernel, files.initrd.as_ref(), &request)?;
+    if spec.placement().prefault() {
+        memory::populate(machine.memory()).map_err(crate::machine::MachineError::from)?;
+    }
+    if let Some(vcpu) = machine.first_vcpu() {
+        arch::set_entry(vcpu, entry)?;
+        let _gone = reporter.send(&arch::guest_clock(vcpu)?);
+    }
+    Ok(())
+}
+
+/// The command line of the spec, or the default, with `root=` if a drive is the root.
+fn kernel_args(spec: &MachineSpec) -> String {
+    let mut args = match spec.boot().args() {
+        Some(args) => args.to_owned(),
+        None => cmdline::default_args(spec.console().is_some()),
+    };
+    if let Some((letter, drive)) = ('a'..='z').zip(spec.drives()).find(|(_, drive)| drive.is_root()) {
+        let mode = if drive.is_read_only() { "ro" } else { "rw" };
+        args.push_str(&format!(" root=/dev/vd{letter} {mode}"));
+    }
+    args
+}
+
+/// How the vsock device asks husk for a stream: without waiting, because a guest can make it ask.
+fn asking(reporter: &Arc<Reporter>) -> Ask {
+    let reporter = Arc::clone(reporter);
+    Box::new(move |request, port| reporter.try_send(&FromCell::VsockConnect { request, port }).is_ok())
+}
