@@ -1,1 +1,88 @@
-//! jailer
+//! The cell: the process that a sandbox's runtime becomes, with nothing around it.
+//!
+//! [`Plan::from`] says what is done in which order; [`enter`] does it. The binary is a few lines around this library,
+//! so that a probe can be put into the very same cell and asked what it can reach.
+//!
+//! What the cell is: new mount, pid, net, ipc and uts namespaces; an empty read-only root; descriptors 0 to 2 on the
+//! null device, the control socket at 3 and no other; its own user and group, no capability and no way to get one; its
+//! own cgroups, limits and session; an empty environment; dead when its parent is. The runtime adds landlock and its
+//! threads' filters.
+//!
+//! # Who is whose parent
+//! The cell is cloned with `CLONE_PARENT`: its parent is the jailer's parent, which reaps it and with which it dies. (The
+//! parent-death signal comes with the end of the *thread* that started the jailer.) With `--daemonize` it is an orphan.
+//! The jailer ends with 0 once the clone is reported; a step that fails in the clone is reported by the clone.
+//!
+//! # What is left behind
+//! At most two names, whenever the jailer or the cell dies, and both follow from the command line:
+//! - the directory `<chroot-base-dir>/<file name of exec-file>/<id>`, holding at most one empty directory `root`
+//!   (what is mounted there is mounted in the cell's mount namespace only, and goes with it);
+//! - the cgroups `<mount>/<parent-cgroup>/<id>`, of version 2 and of each version 1 controller that `--cgroup` or
+//!   `--cpus` named.
+//!
+//! Removing them is the caller's: first whatever runs in the cgroups ends, then each is one `rmdir`. A step that fails before the
+//! clone takes both back itself. What existed before is never taken over: it is refused by name.
+
+mod act;
+pub mod args;
+mod cell;
+pub mod cgroup;
+mod executable;
+mod jail;
+pub mod limits;
+pub mod plan;
+pub mod report;
+mod sys;
+
+pub use act::{CellError, Side};
+pub use args::{Args, ArgsError};
+pub use cell::CONTROL;
+pub use cgroup::CgroupError;
+pub use executable::ExecutableError;
+pub use jail::JailError;
+pub use plan::{Plan, Step};
+
+use act::Site;
+use report::Fault;
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+/// Carries `plan` out. Returns twice, as `fork` does: outside, and, if the plan holds no program, inside. The process
+/// must have one thread only. Only [`Side::Outside`]'s process id is reported on the control socket; errors are the
+/// caller's to report, on the side where they are returned.
+///
+/// # Errors
+/// The first step that failed.
+pub fn enter(args: &Args, plan: &Plan) -> Result<Side, CellError> {
+    Site::new(args)?.carry_out(plan)
+}
+
+/// The whole program: command line to exit status.
+pub fn run(words: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let started = report::now_ns();
+    let words: Vec<_> = words.into_iter().collect();
+    let args = match Args::parse(words.iter().cloned()) {
+        Ok(args) => args,
+        Err(ArgsError::Asked(text)) => {
+            print!("{text}");
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            let site = Site::with_control(args::control_fd(&words)).unwrap_or_default();
+            site.complain(Fault::Operator, &error);
+            return ExitCode::FAILURE;
+        }
+    };
+    match build(&args, started) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// From well-formed arguments to the cell; has reported whatever it returns.
+fn build(args: &Args, started: u64) -> Result<(), CellError> {
+    let mut site = Site::new(args).inspect_err(|error| eprintln!("husk-jailer: {error}"))?;
+    site.tell(&report::stage("jailer", started));
+    let result = site.carry_out(&Plan::from(args));
+    result.map(drop).inspect_err(|error| site.complain(error.fault(), error))
+}

@@ -1,0 +1,317 @@
+//! Carries a plan out: each step's system calls, on what the steps before it left in the [`Site`].
+//!
+//! Owns all descriptors on the way. A step that fails before the clone takes back the directories that were made; after
+//! it they are the caller's to remove, as the crate's documentation says. Nothing is retried.
+
+use crate::args::Args;
+use crate::cell;
+use crate::cgroup::{self, CgroupError};
+use crate::executable::{self, ExecutableError};
+use crate::jail::{self, Jail, JailError};
+use crate::plan::{Plan, Step};
+use crate::report::{self, Fault};
+use crate::sys::{self, Cloned};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{FileType, Mode, OFlags, fstat, open};
+use rustix::io::Errno;
+use rustix::process::{
+    DumpableBehavior, Signal, fchdir, pidfd_send_signal, set_dumpable_behavior,
+    set_parent_process_death_signal, setsid, umask,
+};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space, set_no_new_privs};
+use std::ffi::{CString, OsStr};
+use std::fmt::Display;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// A cell that cannot be.
+#[derive(Debug, thiserror::Error)]
+pub enum CellError {
+    /// The program.
+    #[error(transparent)]
+    Program(#[from] ExecutableError),
+    /// The cgroups.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The jail's directory.
+    #[error(transparent)]
+    Jail(#[from] JailError),
+    /// The control socket.
+    #[error("--control-fd {0}: {1}")]
+    Control(i32, &'static str),
+    /// A file of the host.
+    #[error("{}: {errno}", path.display())]
+    Open {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        errno: Errno,
+    },
+    /// The new process.
+    #[error("clone3: {0}{hint}", hint = clone_hint(*.0))]
+    Clone(Errno),
+    /// Nobody to report the new process to.
+    #[error("control socket: {0}; the sandbox's process was killed")]
+    Unheard(Errno),
+    /// A limit.
+    #[error("--resource-limit {name}={value}: {errno}")]
+    Limit {
+        /// Which.
+        name: &'static str,
+        /// What was asked for.
+        value: u64,
+        /// Why not.
+        errno: Errno,
+    },
+    /// Any other step.
+    #[error("cell, step {step}: {errno}")]
+    Step {
+        /// Which.
+        step: &'static str,
+        /// Why.
+        errno: Errno,
+    },
+    /// The execution.
+    #[error("execution of {program:?}: {errno}")]
+    Execute {
+        /// What.
+        program: String,
+        /// Why not.
+        errno: Errno,
+    },
+}
+
+fn clone_hint(errno: Errno) -> &'static str {
+    match errno {
+        Errno::PERM => " (root is needed to make namespaces)",
+        Errno::INVAL => " (the kernel lacks a namespace, or the caller is the first process of its own)",
+        Errno::AGAIN => " (a limit of processes is reached: the cgroup's pids.max or the user's)",
+        _ => "",
+    }
+}
+
+impl CellError {
+    /// Who is to blame.
+    #[must_use]
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::Program(error) => error.fault(),
+            Self::Cgroup(error) => error.fault(),
+            Self::Jail(error) => error.fault(),
+            Self::Control(..) | Self::Limit { .. } => Fault::Operator,
+            Self::Open { errno: Errno::NOENT, .. } => Fault::Operator,
+            _ => Fault::Host,
+        }
+    }
+}
+
+/// Which side of the clone the caller is on.
+#[derive(Debug)]
+pub enum Side {
+    /// The jailer; its work is done. The process id of the cell as seen here.
+    Outside(i32),
+    /// In the cell, with the control socket.
+    Inside(Option<OwnedFd>),
+}
+
+/// What the steps so far have opened and made.
+#[derive(Debug, Default)]
+pub(crate) struct Site {
+    control: Option<OwnedFd>,
+    program: Option<OwnedFd>,
+    null: Option<OwnedFd>,
+    netns: Option<OwnedFd>,
+    cgroups: cgroup::Made,
+    jail: Option<Jail>,
+    /// Where standard error was, once the cell's own is the null device.
+    complaints: Option<OwnedFd>,
+    is_child: bool,
+}
+
+impl Site {
+    /// Takes the control socket over.
+    pub(crate) fn new(args: &Args) -> Result<Self, CellError> {
+        Self::with_control(args.control_fd)
+    }
+
+    /// A site where nothing has happened yet; `number`: descriptor of the control socket.
+    pub(crate) fn with_control(number: Option<i32>) -> Result<Self, CellError> {
+        let Some(number) = number else { return Ok(Self::default()) };
+        let control =
+            sys::adopt(number).map_err(|_| CellError::Control(number, "no such descriptor is open"))?;
+        let status = fstat(&control).map_err(|_| CellError::Control(number, "is no file"))?;
+        if FileType::from_raw_mode(status.st_mode) != FileType::Socket {
+            return Err(CellError::Control(number, "is not a socket; a SOCK_SEQPACKET socket is expected"));
+        }
+        Ok(Self { control: Some(control), ..Self::default() })
+    }
+
+    /// Says something to husk, if it listens.
+    pub(crate) fn tell(&self, message: &str) {
+        if let Some(control) = &self.control {
+            let _ = report::tell(control, message);
+        }
+    }
+
+    /// Says that there is no cell, to husk and on standard error.
+    pub(crate) fn complain(&self, fault: Fault, error: &dyn Display) {
+        self.tell(&report::failed(fault, &error.to_string()));
+        let line = format!("husk-jailer: {error}\n");
+        let _ = match &self.complaints {
+            Some(fd) => rustix::io::write(fd, line.as_bytes()),
+            None => rustix::io::write(std::io::stderr(), line.as_bytes()),
+        };
+    }
+
+    /// Carries out all of `plan`, on both sides of the clone.
+    pub(crate) fn carry_out(&mut self, plan: &Plan) -> Result<Side, CellError> {
+        for step in plan.steps() {
+            match step.apply(self) {
+                Ok(None) => {}
+                Ok(Some(pid)) => return Ok(Side::Outside(pid)),
+                Err(error) => {
+                    if !self.is_child {
+                        self.take_back();
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(Side::Inside(self.control.take()))
+    }
+
+    fn take_back(&self) {
+        self.cgroups.remove();
+        if let Some(jail) = &self.jail {
+            jail.remove();
+        }
+    }
+
+    fn make_jail(&mut self, base: &Path, program: &str, id: &str) -> Result<(), CellError> {
+        let jail = self.jail.insert(jail::make(base, program, id)?);
+        fchdir(&jail.root).map_err(named("enter the jail's directory"))
+    }
+
+    /// In the parent: the child's id. In the child: nothing.
+    fn clone_runtime(&mut self, net: bool, detached: bool) -> Result<Option<i32>, CellError> {
+        let namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+        let net = if net { libc::CLONE_NEWNET } else { 0 };
+        // The kernel wants no signal named where the parent is somebody else.
+        let (parent, signal) = if detached { (0, libc::SIGCHLD) } else { (libc::CLONE_PARENT, 0) };
+        let flags = u64::from((namespaces | net | parent).unsigned_abs());
+        let cgroup = self.cgroups.unified.as_ref().map(AsFd::as_fd);
+        match sys::clone3(flags, u64::from(signal.unsigned_abs()), cgroup).map_err(CellError::Clone)? {
+            Cloned::Child => {
+                self.is_child = true;
+                self.jail = None;
+                self.cgroups.unified = None;
+                Ok(None)
+            }
+            Cloned::Parent(pid, pidfd) => {
+                if let Some(control) = &self.control
+                    && let Err(errno) = report::tell(control, &report::cloned(pid))
+                {
+                    let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+                    return Err(CellError::Unheard(errno));
+                }
+                Ok(Some(pid))
+            }
+        }
+    }
+
+    fn keep_descriptors(&mut self) -> Result<(), CellError> {
+        self.netns = None;
+        self.cgroups = cgroup::Made::default();
+        let null = self.null.take().ok_or(CellError::Step { step: "descriptors", errno: Errno::BADF })?;
+        let kept =
+            cell::keep(null, self.control.take(), self.program.take()).map_err(named("descriptors"))?;
+        self.control = kept.control;
+        self.program = kept.program;
+        self.complaints = Some(kept.complaints);
+        Ok(())
+    }
+
+    /// Returns only if it cannot.
+    fn execute(&self, argv: &[impl AsRef<OsStr>]) -> CellError {
+        let program =
+            argv.first().map(|name| name.as_ref().to_string_lossy().into_owned()).unwrap_or_default();
+        let words: Result<Vec<_>, _> =
+            argv.iter().map(|word| CString::new(word.as_ref().as_bytes())).collect();
+        let errno = match (words, &self.program) {
+            (Ok(words), Some(file)) => {
+                self.tell(&report::stage("jailed", report::now_ns()));
+                sys::execute(file.as_fd(), &words)
+            }
+            (Err(_), _) => Errno::INVAL,
+            (_, None) => Errno::BADF,
+        };
+        CellError::Execute { program, errno }
+    }
+}
+
+impl Step {
+    /// Makes this step's system calls. `Some`: this is the jailer, and the cell is the process of that id.
+    pub(crate) fn apply(&self, site: &mut Site) -> Result<Option<i32>, CellError> {
+        match self {
+            Self::OpenProgram(path) => site.program = Some(executable::open_program(path)?),
+            Self::OpenNull => site.null = Some(open_host(Path::new("/dev/null"), OFlags::RDWR)?),
+            Self::OpenNetns(path) => site.netns = Some(open_host(path, OFlags::RDONLY)?),
+            Self::MakeCgroups(order) => site.cgroups = cgroup::make(order)?,
+            Self::MakeJail { base, program, id } => site.make_jail(base, program, id)?,
+            Self::Clone { net, detached } => return site.clone_runtime(*net, *detached),
+            Self::EnterCgroups => site.cgroups.enter()?,
+            Self::JoinNetns => join_netns(site.netns.as_ref())?,
+            Self::KeepDescriptors => site.keep_descriptors()?,
+            Self::Limit(limit) => limit.set().map_err(|errno| CellError::Limit {
+                name: limit.name(),
+                value: limit.value(),
+                errno,
+            })?,
+            Self::Execute(argv) => return Err(site.execute(argv)),
+            simple => simple.confine()?,
+        }
+        Ok(None)
+    }
+
+    /// The steps that need nothing but themselves.
+    fn confine(&self) -> Result<(), CellError> {
+        let (step, result) = match self {
+            Self::Hostname(name) => ("host name", rustix::system::sethostname(name.as_bytes())),
+            Self::PrivateMounts => ("private mounts", cell::keep_mounts_private()),
+            Self::EmptyRoot => ("empty root", cell::empty_root()),
+            Self::NewSession => ("new session", setsid().map(drop)),
+            Self::ResetSignals => ("signals", sys::reset_signals()),
+            Self::Umask => {
+                umask(Mode::from_raw_mode(0o077));
+                ("umask", Ok(()))
+            }
+            Self::DropBoundingSet => ("capability bounding set", cell::drop_bounding_set()),
+            Self::BecomeUser { uid, gid } => ("user and group", cell::become_user(*uid, *gid)),
+            Self::DropCapabilities => ("capabilities", cell::drop_capabilities()),
+            Self::NoNewPrivileges => ("no_new_privs", set_no_new_privs(true)),
+            Self::Undumpable => ("dumpable", set_dumpable_behavior(DumpableBehavior::NotDumpable)),
+            Self::DieWithParent => {
+                ("parent-death signal", set_parent_process_death_signal(Some(Signal::KILL)))
+            }
+            _ => ("order of the plan", Err(Errno::NOSYS)),
+        };
+        result.map_err(named(step))
+    }
+}
+
+fn named(step: &'static str) -> impl Fn(Errno) -> CellError {
+    move |errno| CellError::Step { step, errno }
+}
+
+fn open_host(path: &Path, access: OFlags) -> Result<OwnedFd, CellError> {
+    open(path, access | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK, Mode::empty())
+        .map_err(|errno| CellError::Open { path: path.to_owned(), errno })
+}
+
+fn join_netns(netns: Option<&OwnedFd>) -> Result<(), CellError> {
+    let result = match netns {
+        Some(netns) => move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network)),
+        None => Err(Errno::BADF),
+    };
+    result.map_err(named("network namespace (--netns must name one)"))
+}

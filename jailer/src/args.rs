@@ -1,0 +1,298 @@
+//! The command line: Firecracker's flags and Husk's own, checked before anything is touched.
+//!
+//! Refuses names that could leave their directory, user 0, and values that no kernel file takes. After [`Args::parse`]
+//! every part is known to be well formed; whether the host can do it, the steps find out.
+
+use crate::cgroup::{Setting, SettingError};
+use crate::limits::{self, Limit, LimitError};
+use argh::FromArgs;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// Longest `--id`, in bytes; Firecracker's.
+pub const MAX_ID: usize = 64;
+/// Most arguments, and most bytes of one, that are looked at.
+const MAX_ARGUMENTS: usize = 256;
+
+/// Builds a cell and executes the runtime in it.
+#[derive(FromArgs)]
+#[argh(help_triggers("-h", "--help"))]
+struct Flags {
+    /// name of the sandbox: 1 to 64 letters, digits and hyphens
+    #[argh(option)]
+    id: Option<String>,
+    /// user that the runtime runs as; not 0
+    #[argh(option)]
+    uid: Option<String>,
+    /// group that the runtime runs as; not 0
+    #[argh(option)]
+    gid: Option<String>,
+    /// program that is executed in the cell, statically linked
+    #[argh(option)]
+    exec_file: Option<PathBuf>,
+    /// directory below which jails are made (default /run/husk/jail)
+    #[argh(option, default = "PathBuf::from(\"/run/husk/jail\")")]
+    chroot_base_dir: PathBuf,
+    /// network namespace to join (default: a new, empty one)
+    #[argh(option)]
+    netns: Option<PathBuf>,
+    /// cgroup version, 1 or 2 (default: wherever the host has the controller)
+    #[argh(option)]
+    cgroup_version: Option<String>,
+    /// FILE=VALUE, written into the sandbox's cgroup; repeatable
+    #[argh(option)]
+    cgroup: Vec<String>,
+    /// cgroup below which the sandbox's is made (default husk)
+    #[argh(option, default = "String::from(\"husk\")")]
+    parent_cgroup: String,
+    /// NAME=VALUE, a limit of the process; repeatable
+    #[argh(option)]
+    resource_limit: Vec<String>,
+    /// accepted: there is always a new process id namespace
+    #[argh(switch)]
+    #[allow(dead_code, reason = "accepted for compatibility; always on")]
+    new_pid_ns: bool,
+    /// the sandbox outlives its parent and is not its child
+    #[argh(switch)]
+    daemonize: bool,
+    /// descriptor of the control socket, handed on to the program as 3
+    #[argh(option)]
+    control_fd: Option<String>,
+    /// CPUs that the sandbox may use, as in 0,2-3
+    #[argh(option)]
+    cpus: Option<String>,
+    /// print the version and end
+    #[argh(switch)]
+    version: bool,
+}
+
+/// What was asked for, well formed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Args {
+    /// Name of the sandbox, of its cgroup, its jail directory, and its host name.
+    pub id: String,
+    /// User of the runtime.
+    pub uid: u32,
+    /// Group of the runtime.
+    pub gid: u32,
+    /// Program, absolute or relative to the caller's directory.
+    pub exec_file: PathBuf,
+    /// Its file name: a directory of the jail's path, and the program's own name.
+    pub program: String,
+    /// Where jails are made, absolute.
+    pub chroot_base_dir: PathBuf,
+    /// Network namespace to join.
+    pub netns: Option<PathBuf>,
+    /// The only cgroup version to use.
+    pub cgroup_version: Option<u8>,
+    /// What is written into the sandbox's cgroups, in this order.
+    pub settings: Vec<Setting>,
+    /// Components of the path between a hierarchy's mount and the sandbox's cgroup.
+    pub parent_cgroup: Vec<String>,
+    /// Limits of the process.
+    pub limits: Vec<Limit>,
+    /// Whether the sandbox outlives its parent.
+    pub daemonize: bool,
+    /// Descriptor of the control socket.
+    pub control_fd: Option<i32>,
+    /// The program's arguments, the first its name.
+    pub argv: Vec<OsString>,
+}
+
+/// A command line that cannot be carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum ArgsError {
+    /// Wrong use; the text is argh's.
+    #[error("{0}")]
+    Usage(String),
+    /// `--help` or `--version`: not an error, but the end.
+    #[error("{0}")]
+    Asked(String),
+    /// Not there.
+    #[error("--{0} is missing")]
+    Missing(&'static str),
+    /// Not text.
+    #[error("argument {0:?} is not valid UTF-8")]
+    NotText(OsString),
+    /// Too much.
+    #[error("{0} arguments; at most {MAX_ARGUMENTS} are taken")]
+    TooMany(usize),
+    /// A bad name.
+    #[error("--id {0:?}: 1 to {MAX_ID} letters, digits and hyphens are allowed")]
+    Id(String),
+    /// A bad number.
+    #[error("--{flag} {value:?}: {allowed}")]
+    Number {
+        /// Which flag.
+        flag: &'static str,
+        /// What it was given.
+        value: String,
+        /// What it takes.
+        allowed: &'static str,
+    },
+    /// A bad path.
+    #[error("--{flag} {value:?}: {allowed}")]
+    Path {
+        /// Which flag.
+        flag: &'static str,
+        /// What it was given.
+        value: PathBuf,
+        /// What it takes.
+        allowed: &'static str,
+    },
+    /// A bad limit.
+    #[error(transparent)]
+    Limit(#[from] LimitError),
+    /// A bad cgroup file or value.
+    #[error(transparent)]
+    Setting(#[from] SettingError),
+}
+
+impl Args {
+    /// Reads a command line, the program's own name excluded.
+    ///
+    /// # Errors
+    /// Names the flag, its value and what is allowed; or what was asked for with `--help`.
+    pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Self, ArgsError> {
+        let words: Vec<_> = words.into_iter().take(MAX_ARGUMENTS + 1).collect();
+        if words.len() > MAX_ARGUMENTS {
+            return Err(ArgsError::TooMany(words.len()));
+        }
+        let end = words.iter().position(|word| word == "--").unwrap_or(words.len());
+        let ours = split_values(&words[..end])?;
+        let ours: Vec<_> = ours.iter().map(String::as_str).collect();
+        let flags = Flags::from_args(&["husk-jailer"], &ours).map_err(|exit| {
+            let text = exit.output.split_whitespace().collect::<Vec<_>>().join(" ");
+            if exit.status.is_ok() { ArgsError::Asked(exit.output) } else { ArgsError::Usage(text) }
+        })?;
+        if flags.version {
+            return Err(ArgsError::Asked(format!("husk-jailer {}\n", env!("CARGO_PKG_VERSION"))));
+        }
+        check(flags, words.get(end + 1..).unwrap_or_default())
+    }
+}
+
+/// The control socket's descriptor in a command line that is wrong elsewhere, so that the mistake can be reported there.
+pub(crate) fn control_fd(words: &[OsString]) -> Option<i32> {
+    let end = words.iter().position(|word| word == "--").unwrap_or(words.len());
+    let ours = split_values(&words[..end]).ok()?;
+    let place = ours.iter().position(|word| word == "--control-fd")?;
+    ours.get(place + 1)?.parse().ok().filter(|number| *number > 2)
+}
+
+/// `--flag=value` as two words; argh knows only those.
+fn split_values(words: &[OsString]) -> Result<Vec<String>, ArgsError> {
+    let mut split = Vec::with_capacity(words.len() + 4);
+    let mut is_value = false;
+    for word in words {
+        let word = word.to_str().ok_or_else(|| ArgsError::NotText(word.clone()))?;
+        let long = !is_value && word.starts_with("--");
+        match word.split_once('=').filter(|_| long) {
+            Some((flag, value)) => {
+                split.extend([flag.to_owned(), value.to_owned()]);
+                is_value = false;
+            }
+            None => {
+                split.push(word.to_owned());
+                is_value = long && !["--new-pid-ns", "--daemonize", "--version", "--help"].contains(&word);
+            }
+        }
+    }
+    Ok(split)
+}
+
+fn check(flags: Flags, rest: &[OsString]) -> Result<Args, ArgsError> {
+    let id = flags.id.ok_or(ArgsError::Missing("id"))?;
+    if id.is_empty()
+        || id.len() > MAX_ID
+        || !id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+    {
+        return Err(ArgsError::Id(id));
+    }
+    let exec_file = flags.exec_file.ok_or(ArgsError::Missing("exec-file"))?;
+    let program =
+        exec_file.file_name().and_then(|name| name.to_str()).map(str::to_owned).ok_or_else(|| {
+            ArgsError::Path {
+                flag: "exec-file",
+                value: exec_file.clone(),
+                allowed: "the path of a file is expected",
+            }
+        })?;
+    if !flags.chroot_base_dir.is_absolute() || has_dots(&flags.chroot_base_dir) {
+        let allowed = "an absolute path without .. is expected";
+        return Err(ArgsError::Path { flag: "chroot-base-dir", value: flags.chroot_base_dir, allowed });
+    }
+    let control_fd =
+        flags.control_fd.map(|text| number("control-fd", text, 3, "a descriptor from 3 to 65535", 65_535));
+    let control_fd = control_fd.transpose()?.and_then(|number| i32::try_from(number).ok());
+    let mut argv = vec![OsString::from(&program)];
+    if control_fd.is_some() && rest.iter().all(|word| word != "--control-fd") {
+        argv.extend(["--control-fd".into(), "3".into()]);
+    }
+    argv.extend_from_slice(rest);
+    Ok(Args {
+        uid: user("uid", flags.uid)?,
+        gid: user("gid", flags.gid)?,
+        netns: flags.netns,
+        cgroup_version: version(flags.cgroup_version)?,
+        settings: crate::cgroup::settings(&flags.cgroup, flags.cpus)?,
+        parent_cgroup: parent(&flags.parent_cgroup)?,
+        limits: limits::parse(&flags.resource_limit)?,
+        daemonize: flags.daemonize,
+        chroot_base_dir: flags.chroot_base_dir,
+        id,
+        exec_file,
+        program,
+        control_fd,
+        argv,
+    })
+}
+
+fn has_dots(path: &std::path::Path) -> bool {
+    path.components().any(|part| matches!(part, std::path::Component::ParentDir))
+}
+
+fn number(
+    flag: &'static str,
+    value: String,
+    least: u32,
+    allowed: &'static str,
+    most: u32,
+) -> Result<u32, ArgsError> {
+    let number = value.parse().ok().filter(|number| (least..=most).contains(number));
+    number.ok_or(ArgsError::Number { flag, value, allowed })
+}
+
+/// Neither 0, nor the id that stands for "leave it as it is".
+fn user(flag: &'static str, value: Option<String>) -> Result<u32, ArgsError> {
+    let value = value.ok_or(ArgsError::Missing(flag))?;
+    number(flag, value, 1, "an id from 1 to 4294967294 is allowed, never 0", u32::MAX - 1)
+}
+
+fn version(value: Option<String>) -> Result<Option<u8>, ArgsError> {
+    match value.as_deref() {
+        None => Ok(None),
+        Some("1") => Ok(Some(1)),
+        Some("2") => Ok(Some(2)),
+        Some(other) => Err(ArgsError::Number {
+            flag: "cgroup-version",
+            value: other.to_owned(),
+            allowed: "1 or 2 is allowed",
+        }),
+    }
+}
+
+fn parent(path: &str) -> Result<Vec<String>, ArgsError> {
+    let fits = |part: &str| {
+        !part.is_empty() && part.len() <= 255 && part != "." && part != ".." && !part.contains(['\0', '\n'])
+    };
+    let parts: Vec<_> = path.split('/').map(str::to_owned).collect();
+    if parts.len() > 16 || !parts.iter().all(|part| fits(part)) {
+        let allowed = "a relative path of at most 16 names without . and .. is expected";
+        return Err(ArgsError::Path { flag: "parent-cgroup", value: path.into(), allowed });
+    }
+    Ok(parts)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,133 @@
+use super::*;
+
+const LEAST: [&str; 8] = ["--id", "a-1", "--uid", "100", "--gid", "101", "--exec-file", "/opt/husk-runtime"];
+
+fn parse(words: &[&str]) -> Result<Args, ArgsError> {
+    Args::parse(words.iter().map(OsString::from))
+}
+
+fn with(words: &[&str]) -> Result<Args, ArgsError> {
+    parse(&[&LEAST, words].concat())
+}
+
+/// The error of the least command line with one flag replaced.
+fn instead(flag: &str, value: &str) -> String {
+    let mut words = LEAST;
+    let place = words.iter().position(|word| *word == flag).unwrap();
+    words[place + 1] = value;
+    parse(&words).unwrap_err().to_string()
+}
+
+#[test]
+fn the_least_is_enough() {
+    let args = parse(&LEAST).unwrap();
+    assert_eq!((args.uid, args.gid, args.program.as_str()), (100, 101, "husk-runtime"));
+    assert_eq!(args.chroot_base_dir, PathBuf::from("/run/husk/jail"));
+    assert_eq!(args.parent_cgroup, ["husk"]);
+    assert_eq!(args.argv, ["husk-runtime"]);
+    assert!(args.settings.is_empty() && args.netns.is_none() && !args.daemonize);
+}
+
+#[test]
+fn firecrackers_command_line_is_understood() {
+    let args = parse(&[
+        "--id=vm-1",
+        "--exec-file=/usr/bin/firecracker",
+        "--uid=123",
+        "--gid",
+        "100",
+        "--cgroup-version=2",
+        "--cgroup=cpuset.cpus=0",
+        "--cgroup",
+        "cpu.max=50000 100000",
+        "--parent-cgroup=a/b",
+        "--new-pid-ns",
+        "--daemonize",
+        "--resource-limit=fsize=250000000",
+        "--resource-limit",
+        "no-file=1024",
+        "--netns=/var/run/netns/x",
+        "--chroot-base-dir",
+        "/srv/jailer",
+        "--",
+        "--config-file=x",
+        "--",
+        "-h",
+    ])
+    .unwrap();
+    assert_eq!(args.argv, ["firecracker", "--config-file=x", "--", "-h"]);
+    assert_eq!(args.settings[1].file(), "cpu.max");
+    assert_eq!(args.settings[1].value(), "50000 100000");
+    assert_eq!(args.parent_cgroup, ["a", "b"]);
+    assert_eq!(args.cgroup_version, Some(2));
+    assert!(args.daemonize);
+}
+
+#[test]
+fn the_control_socket_is_handed_on_as_3() {
+    let args = with(&["--control-fd", "7", "--", "--more"]).unwrap();
+    assert_eq!(args.argv, ["husk-runtime", "--control-fd", "3", "--more"]);
+    let named = with(&["--control-fd", "7", "--", "--control-fd", "3"]).unwrap();
+    assert_eq!(named.argv, ["husk-runtime", "--control-fd", "3"]);
+    for bad in ["0", "2", "-1", "x", "65536"] {
+        assert!(with(&["--control-fd", bad]).unwrap_err().to_string().contains("from 3 to 65535"), "{bad}");
+    }
+}
+
+#[test]
+fn a_name_cannot_leave_its_directory() {
+    let long = "x".repeat(MAX_ID + 1);
+    for id in ["", ".", "..", "a/b", "/", "a b", "a_b", "ü", "a\n", &long] {
+        let error = instead("--id", id);
+        assert!(error.contains("--id") && error.contains("1 to 64"), "{error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
+    assert!(parse(&[&["--id", &"x".repeat(MAX_ID)], &LEAST[2..]].concat()).is_ok());
+}
+
+#[test]
+fn root_is_refused() {
+    for flag in ["--uid", "--gid"] {
+        for value in ["0", "-1", "4294967295", "4294967296", "root", "", "00"] {
+            let error = instead(flag, value);
+            assert!(error.starts_with(flag) && error.contains("never 0"), "{error}");
+        }
+    }
+}
+
+#[test]
+fn paths_are_checked() {
+    assert!(instead("--exec-file", "/").contains("path of a file"));
+    assert!(instead("--exec-file", "/opt/..").contains("path of a file"));
+    for base in ["relative", "", "/a/../b"] {
+        assert!(
+            with(&["--chroot-base-dir", base]).unwrap_err().to_string().contains("absolute path without ..")
+        );
+    }
+    for parent in ["", "/", "/a", "a//b", "..", "a/../b", "a/."] {
+        assert!(
+            with(&["--parent-cgroup", parent]).unwrap_err().to_string().contains("--parent-cgroup"),
+            "{parent}"
+        );
+    }
+}
+
+#[test]
+fn wrong_use_is_one_line() {
+    for words in [&["--frobnicate"][..], &["stray"], &["--id"], &["--uid", "1", "--cgroup-version", "3"]] {
+        let error = with(words).unwrap_err().to_string();
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
+    assert!(matches!(parse(&LEAST[2..]), Err(ArgsError::Missing("id"))));
+    assert!(matches!(parse(&LEAST[..6]), Err(ArgsError::Missing("exec-file"))));
+    assert!(matches!(with(&["--help"]), Err(ArgsError::Asked(_))));
+    assert!(matches!(with(&["--version"]), Err(ArgsError::Asked(_))));
+    assert!(matches!(with(&["--new-pid-ns"; 300]), Err(ArgsError::TooMany(_))));
+}
+
+#[test]
+fn bytes_that_are_no_text_are_named() {
+    use std::os::unix::ffi::OsStringExt;
+    let words = [OsString::from("--id"), OsString::from_vec(vec![b'a', 0xff])];
+    assert!(Args::parse(words).unwrap_err().to_string().contains("UTF-8"));
+}
