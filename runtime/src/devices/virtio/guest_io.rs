@@ -223,7 +223,10 @@ fn file_offset(offset: u64) -> io::Result<libc::off_t> {
 }
 
 fn message(list: &mut [libc::iovec]) -> libc::msghdr {
-    #[expect(unsafe_code, reason = "msghdr has private padding on musl, so it cannot be written as a literal")]
+    #[expect(
+        unsafe_code,
+        reason = "msghdr has private padding on musl, so it cannot be written as a literal"
+    )]
     // SAFETY: all-zero is a valid msghdr: null pointers with zero lengths.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = list.as_mut_ptr();

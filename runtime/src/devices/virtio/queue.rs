@@ -301,3 +301,6 @@ impl Virtqueue {
         (self.index, std::mem::take(&mut self.queue))
     }
 }
+
+#[cfg(test)]
+mod tests;
