@@ -1,1 +1,43 @@
-//! husk
+//! Husk's front door as a library: a command in a microVM sandbox of its own, and a report of how that went.
+//!
+//! [`Sandbox::builder`] is the way in. The library opens every file that a sandbox needs, starts the jailer, speaks to
+//! the cell over the control socket and to the guest over the exec channel, and removes every trace at the end. It
+//! makes no threads, waits for no children but its own two, and takes signals only when handed [`Signals`].
+
+mod assets;
+mod cgroup;
+pub mod cli;
+mod config;
+mod control;
+mod cpio;
+mod gc;
+mod host;
+mod image;
+mod memfile;
+mod options;
+mod outcome;
+mod pack;
+mod plan;
+mod poll_set;
+mod prepare;
+mod pump;
+mod report;
+mod sandbox;
+mod session;
+mod signals;
+mod spawn;
+mod state;
+mod sys;
+mod terminal;
+mod text;
+mod timeline;
+mod units;
+mod vsock;
+
+pub use options::{BOOT_TIMEOUT, DriveOption, Options};
+pub use outcome::Outcome;
+pub use report::{Report, Resources};
+pub use sandbox::Sandbox;
+pub use session::Stdio;
+pub use signals::Signals;
+pub use timeline::{Passed, Timeline, now_ns};

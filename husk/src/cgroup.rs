@@ -1,0 +1,208 @@
+//! The cgroups of a sandbox, seen from outside: where they are by rule, which limits they get, how they are emptied
+//! and removed.
+//!
+//! Owns the rule `<mount>/husk/<id>` under v2 and under each v1 controller. Refuses nothing: the jailer says what
+//! cannot be made. Invariant: only directories of exactly these names are ever touched.
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// The cgroup below which sandboxes' are made.
+const PARENT: &str = "husk";
+/// Controllers that the limits need.
+const CONTROLLERS: [&str; 4] = ["cpu", "memory", "pids", "cpuset"];
+/// Bytes that runtime and kernel need beside guest memory, at least.
+const OVERHEAD: u64 = 48 << 20;
+/// Threads that the runtime may have beside its vCPUs.
+const THREADS: u64 = 16;
+
+/// Where controllers are mounted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Hierarchies {
+    /// The v2 mount.
+    unified: Option<PathBuf>,
+    /// Mounts of v1 controllers, with the controllers.
+    legacy: Vec<(PathBuf, Vec<String>)>,
+}
+
+impl Hierarchies {
+    /// As /proc/self/mountinfo has them.
+    pub(crate) fn of_this_machine() -> Self {
+        Self::parse(&std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default())
+    }
+
+    fn parse(mountinfo: &str) -> Self {
+        let mut found = Self::default();
+        for line in mountinfo.lines() {
+            let Some((left, right)) = line.split_once(" - ") else { continue };
+            let Some(mount) = left.split(' ').nth(4) else { continue };
+            let mut right = right.split(' ');
+            let (kind, options) = (right.next(), right.nth(1).unwrap_or_default());
+            if kind == Some("cgroup2") && found.unified.is_none() {
+                found.unified = Some(PathBuf::from(mount));
+            } else if kind == Some("cgroup") {
+                let controllers: Vec<_> =
+                    options.split(',').filter(|name| CONTROLLERS.contains(name)).map(str::to_owned).collect();
+                if !controllers.is_empty() {
+                    found.legacy.push((PathBuf::from(mount), controllers));
+                }
+            }
+        }
+        found
+    }
+
+    /// Version that the jailer is to be told: 1 where memory is limited by a v1 hierarchy.
+    pub(crate) fn version(&self) -> u8 {
+        let legacy =
+            self.legacy.iter().any(|(_, controllers)| controllers.iter().any(|name| name == "memory"));
+        if legacy { 1 } else { 2 }
+    }
+
+    /// `FILE=VALUE` limits for a guest of `memory_mib` and `vcpus`.
+    pub(crate) fn limits(&self, memory_mib: u64, vcpus: u64) -> Vec<String> {
+        let guest = memory_mib << 20;
+        // Page tables of the guest's memory, on the host and for KVM, are 1/256 of it in the worst case.
+        let bytes = guest + guest / 128 + OVERHEAD;
+        let memory = if self.version() == 1 { "memory.limit_in_bytes" } else { "memory.max" };
+        vec![format!("{memory}={bytes}"), format!("pids.max={}", vcpus + THREADS)]
+    }
+
+    /// Every directory that the sandbox `id` may have.
+    fn directories(&self, id: &str) -> impl Iterator<Item = PathBuf> {
+        let mounts = self.unified.iter().chain(self.legacy.iter().map(|(mount, _)| mount));
+        mounts.map(move |mount| mount.join(PARENT).join(id)).collect::<Vec<_>>().into_iter()
+    }
+
+    /// Directories below which sandboxes' cgroups lie.
+    pub(crate) fn parents(&self) -> Vec<PathBuf> {
+        let mounts = self.unified.iter().chain(self.legacy.iter().map(|(mount, _)| mount));
+        mounts.map(|mount| mount.join(PARENT)).collect()
+    }
+
+    /// Most memory that the sandbox ever had, in bytes, while its cgroup exists.
+    pub(crate) fn peak_memory(&self, id: &str) -> Option<u64> {
+        self.directories(id).find_map(|directory| {
+            ["memory.peak", "memory.max_usage_in_bytes"]
+                .iter()
+                .find_map(|file| std::fs::read_to_string(directory.join(file)).ok()?.trim().parse().ok())
+        })
+    }
+
+    /// Whether the kernel killed something in the sandbox's cgroup for want of memory.
+    pub(crate) fn out_of_memory(&self, id: &str) -> bool {
+        self.directories(id).any(|directory| {
+            ["memory.events", "memory.oom_control"].iter().any(|file| {
+                let text = std::fs::read_to_string(directory.join(file)).unwrap_or_default();
+                text.lines()
+                    .filter_map(|line| line.strip_prefix("oom_kill "))
+                    .any(|count| count.trim() != "0")
+            })
+        })
+    }
+
+    /// Processes in the sandbox's cgroups.
+    pub(crate) fn processes(&self, id: &str) -> Vec<Pid> {
+        let mut pids: Vec<i32> = self
+            .directories(id)
+            .filter_map(|directory| std::fs::read_to_string(directory.join("cgroup.procs")).ok())
+            .flat_map(|text| text.lines().filter_map(|line| line.parse().ok()).collect::<Vec<i32>>())
+            .filter(|&pid| pid > 0)
+            .collect();
+        pids.sort_unstable();
+        pids.dedup();
+        pids.into_iter().filter_map(Pid::from_raw).collect()
+    }
+
+    /// Kills whatever is in the sandbox's cgroups and removes them; returns what was removed. Waits for at most a
+    /// second for processes that take their time to die.
+    pub(crate) fn remove(&self, id: &str) -> io::Result<Vec<PathBuf>> {
+        let mut removed = Vec::new();
+        let deadline = Instant::now() + Duration::from_secs(1);
+        for directory in self.directories(id) {
+            loop {
+                match std::fs::remove_dir(&directory) {
+                    Ok(()) => {
+                        removed.push(directory);
+                        break;
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+                    Err(error)
+                        if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline =>
+                    {
+                        self.kill(id, &directory);
+                        std::thread::sleep(Duration::from_millis(2));
+                    }
+                    Err(error) => {
+                        return Err(io::Error::new(
+                            error.kind(),
+                            format!("{}: {error}", directory.display()),
+                        ));
+                    }
+                }
+            }
+        }
+        Ok(removed)
+    }
+
+    fn kill(&self, id: &str, directory: &Path) {
+        if std::fs::write(directory.join("cgroup.kill"), "1").is_ok() {
+            return;
+        }
+        for pid in self.processes(id) {
+            let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { continue };
+            // Only while it is still in the cgroup is the number surely this process's.
+            if self.processes(id).contains(&pid) {
+                let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const V2: &str = "29 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n";
+    const HYBRID: &str = "\
+        30 23 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
+        33 23 0:30 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
+        34 23 0:31 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
+        35 23 0:32 / /sys/fs/cgroup/freezer rw - cgroup cgroup rw,freezer\n";
+
+    #[test]
+    fn v2_alone_is_seen() {
+        let found = Hierarchies::parse(V2);
+        assert_eq!(found.version(), 2);
+        assert_eq!(found.parents(), [PathBuf::from("/sys/fs/cgroup/husk")]);
+        let limits = found.limits(128, 2);
+        assert_eq!(
+            limits,
+            [format!("memory.max={}", (128 << 20) + (1 << 20) + OVERHEAD), "pids.max=18".into()]
+        );
+    }
+
+    #[test]
+    fn hybrid_limits_memory_where_memory_is() {
+        let found = Hierarchies::parse(HYBRID);
+        assert_eq!(found.version(), 1);
+        assert!(found.limits(128, 1)[0].starts_with("memory.limit_in_bytes="));
+        let directories: Vec<_> = found.directories("x").map(|path| path.display().to_string()).collect();
+        assert_eq!(
+            directories,
+            [
+                "/sys/fs/cgroup/unified/husk/x",
+                "/sys/fs/cgroup/memory/husk/x",
+                "/sys/fs/cgroup/cpu,cpuacct/husk/x"
+            ]
+        );
+    }
+
+    #[test]
+    fn nothing_mounted_is_nothing_to_remove() {
+        let found = Hierarchies::parse("nonsense\n");
+        assert_eq!(found, Hierarchies::default());
+        assert_eq!(found.remove("x").unwrap(), Vec::<PathBuf>::new());
+    }
+}

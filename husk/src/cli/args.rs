@@ -1,0 +1,235 @@
+//! The command line's grammar, as argh sees it after [`super::normal`] has tidied it.
+//!
+//! Owns the option names, their help and their conversion to [`Options`]. Refuses values that mean nothing by
+//! themselves; what needs a look at the machine is refused later, by `plan`.
+
+use crate::options::{BOOT_TIMEOUT, DriveOption, Options};
+use crate::units;
+use argh::FromArgs;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Run commands in sandboxes: microVMs, each with a kernel of its own, in a jail, behind seccomp filters.
+#[derive(Debug, FromArgs)]
+#[argh(
+    example = "{command_name} run -- echo hi",
+    example = "{command_name} run -it --memory 256M -- sh",
+    example = "{command_name} ps",
+    note = "`{command_name} run --help` lists the options of run.",
+    error_code(125, "Husk itself failed; the message on standard error says why.")
+)]
+pub(crate) struct Husk {
+    /// print husk's version
+    #[argh(switch)]
+    pub(crate) version: bool,
+    #[argh(subcommand)]
+    pub(crate) command: Option<Subcommand>,
+}
+
+#[derive(Debug, FromArgs)]
+#[argh(subcommand)]
+pub(crate) enum Subcommand {
+    Run(Box<Run>),
+    Ps(Ps),
+    Kill(Kill),
+    Gc(Gc),
+    Version(Version),
+}
+
+/// Run a command in a new sandbox and wait for it. Write -- before the command; everything after it is the command's.
+#[derive(Debug, FromArgs)]
+#[argh(
+    subcommand,
+    name = "run",
+    example = "{command_name} -- echo hi",
+    example = "{command_name} -i --rootfs ./python-root --timeout 30s -- python3 handler.py < event.json",
+    example = "{command_name} -it --vcpus 2 --memory 512M -- sh",
+    example = "{command_name} --drive data.ext4:/data:rw --user 1000:1000 --workdir /data -- make",
+    note = "Exit status: the command's own, 128+n if signal n ended it, and as below.",
+    note = "The first SIGINT, SIGTERM, SIGHUP or SIGQUIT goes to the command; the second, or 10 s, ends the sandbox.",
+    note = "SIGUSR1 and SIGUSR2 go to the command each time.",
+    error_code(124, "--timeout ended the sandbox."),
+    error_code(125, "Husk itself failed; one line on standard error says who is at fault."),
+    error_code(126, "The command was found but could not be executed."),
+    error_code(127, "The command was not found.")
+)]
+pub(crate) struct Run {
+    /// root file system: an erofs or ext4 image, or a directory (packed once per content); default: busybox
+    #[argh(option, arg_name = "file|dir")]
+    rootfs: Option<PathBuf>,
+    /// guest kernel, an ELF vmlinux or a bzImage; default: Husk's own
+    #[argh(option, arg_name = "file")]
+    kernel: Option<PathBuf>,
+    /// initial RAM file system in place of Husk's own; /init in it must be husk-init
+    #[argh(option, arg_name = "file")]
+    initrd: Option<PathBuf>,
+    /// number of vCPUs, 1 to 32; default: 1
+    #[argh(option, arg_name = "n")]
+    vcpus: Option<u64>,
+    /// guest memory with a unit, K, M or G; default: 128M
+    #[argh(option, arg_name = "size", from_str_fn(memory))]
+    memory: Option<u64>,
+    /// environment variable K=V of the command; may be repeated; PATH and HOME are set by default
+    #[argh(option, arg_name = "k=v")]
+    env: Vec<String>,
+    /// working directory of the command, absolute; default: /
+    #[argh(option, arg_name = "dir")]
+    workdir: Option<String>,
+    /// who runs the command: NAME, UID, NAME:GROUP or UID:GID of the guest; default: root
+    #[argh(option, arg_name = "user")]
+    user: Option<String>,
+    /// time with a unit, ms, s, m or h, from the sandbox's start to its end; default: none
+    #[argh(option, arg_name = "time", from_str_fn(duration))]
+    timeout: Option<Duration>,
+    /// time from the sandbox's start until it is ready for the command; default: 10s
+    #[argh(option, arg_name = "time", from_str_fn(duration), default = "BOOT_TIMEOUT")]
+    boot_timeout: Duration,
+    /// guest memory from huge pages of this size: 2M; implies --prefault
+    #[argh(option, arg_name = "2M", from_str_fn(huge_page))]
+    hugepages: Option<()>,
+    /// populate all guest memory before the first instruction
+    #[argh(switch)]
+    prefault: bool,
+    /// host CPU of each vCPU, as in 0,1 or 2-3; default: not pinned
+    #[argh(option, arg_name = "list", from_str_fn(cpus))]
+    pin: Option<Vec<u32>>,
+    /// pass standard input on; without it the command reads /dev/null
+    #[argh(switch, short = 'i')]
+    interactive: bool,
+    /// give the command a terminal, sized as this one; implies -i; standard input must be a terminal
+    #[argh(switch, short = 't')]
+    tty: bool,
+    /// show the guest's serial console on standard error
+    #[argh(switch)]
+    console: bool,
+    /// print the result as one JSON line on standard error, and nothing else of husk's
+    #[argh(switch)]
+    json: bool,
+    /// print on standard error how long each stage took
+    #[argh(switch)]
+    timings: bool,
+    /// attach an erofs or ext4 image and mount it, FILE:GUESTDIR[:rw]; read-only without :rw; may be repeated
+    #[argh(option, arg_name = "drive")]
+    drive: Vec<DriveOption>,
+    /// a machine in Firecracker's JSON; the other options change it
+    #[argh(option, arg_name = "file")]
+    config: Option<PathBuf>,
+    /// unix socket to make: host programs say CONNECT <port> to reach the guest, the guest reaches <path>_<port>
+    #[argh(option, arg_name = "path")]
+    vsock: Option<PathBuf>,
+    /// name of the sandbox: letters, digits and hyphens, at most 64; default: random
+    #[argh(option, arg_name = "id")]
+    id: Option<String>,
+    /// the same as --id
+    #[argh(option, arg_name = "id")]
+    name: Option<String>,
+}
+
+/// List the sandboxes that run now.
+#[derive(Debug, FromArgs)]
+#[argh(subcommand, name = "ps")]
+pub(crate) struct Ps {
+    /// print a JSON array
+    #[argh(switch)]
+    pub(crate) json: bool,
+}
+
+/// Send a signal to a sandbox's command, or end the sandbox at once with KILL.
+#[derive(Debug, FromArgs)]
+#[argh(
+    subcommand,
+    name = "kill",
+    example = "{command_name} 3f9a",
+    note = "HUP, INT, QUIT and TERM end the sandbox if sent twice, or after 10 s. USR1 and USR2 are passed on only."
+)]
+pub(crate) struct Kill {
+    /// signal: HUP, INT, QUIT, TERM, USR1, USR2 or KILL; default: TERM
+    #[argh(option, arg_name = "signal", default = "libc::SIGTERM", from_str_fn(signal))]
+    pub(crate) signal: i32,
+    /// the sandbox: its id, or the beginning of it
+    #[argh(positional)]
+    pub(crate) id: String,
+}
+
+/// Remove what sandboxes left whose husk was killed: state, cgroups, jail directories; and old packed images.
+#[derive(Debug, FromArgs)]
+#[argh(subcommand, name = "gc")]
+pub(crate) struct Gc {}
+
+/// Print husk's version.
+#[derive(Debug, FromArgs)]
+#[argh(subcommand, name = "version")]
+pub(crate) struct Version {}
+
+fn memory(text: &str) -> Result<u64, String> {
+    units::memory_mib(text).map_err(|error| error.to_string())
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    units::duration(text).map_err(|error| error.to_string())
+}
+
+fn cpus(text: &str) -> Result<Vec<u32>, String> {
+    units::cpu_list(text).map_err(|error| error.to_string())
+}
+
+fn huge_page(text: &str) -> Result<(), String> {
+    if text == "2M" { Ok(()) } else { Err("only huge pages of 2M are supported".into()) }
+}
+
+fn signal(text: &str) -> Result<i32, String> {
+    let number = units::signal(text).map_err(|error| error.to_string())?;
+    if crate::signals::TAKEN.contains(&number) && number != libc::SIGWINCH || number == libc::SIGKILL {
+        return Ok(number);
+    }
+    Err(format!(
+        "{} cannot be sent; HUP, INT, QUIT, TERM, USR1, USR2 and KILL can",
+        units::signal_name(number)
+    ))
+}
+
+/// How the result of a run is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Telling {
+    /// One JSON line.
+    pub(crate) json: bool,
+    /// One line of stage times.
+    pub(crate) timings: bool,
+}
+
+impl Run {
+    /// The options and how to tell the result; `command` is what stood after `--`.
+    pub(crate) fn into_options(self, command: Vec<OsString>) -> Result<(Options, Telling), String> {
+        if let (Some(id), Some(name)) = (&self.id, &self.name)
+            && id != name
+        {
+            return Err(format!("--id {id} and --name {name} mean the same and differ"));
+        }
+        let telling = Telling { json: self.json, timings: self.timings };
+        let options = Options {
+            id: self.id.or(self.name),
+            rootfs: self.rootfs,
+            kernel: self.kernel,
+            initrd: self.initrd,
+            vcpus: self.vcpus,
+            memory_mib: self.memory,
+            hugepages: self.hugepages.is_some(),
+            prefault: self.prefault,
+            pin: self.pin.unwrap_or_default(),
+            env: self.env.into_iter().map(OsString::from).collect(),
+            workdir: self.workdir,
+            user: self.user,
+            timeout: self.timeout,
+            boot_timeout: self.boot_timeout,
+            stdin: self.interactive || self.tty,
+            terminal: self.tty,
+            console: self.console,
+            drives: self.drive,
+            config: self.config,
+            vsock: self.vsock,
+            command,
+        };
+        Ok((options, telling))
+    }
+}

@@ -1,0 +1,133 @@
+//! What is asked for: the plain data between a command line (or a builder) and a plan.
+//!
+//! Owns no resource. Refuses nothing itself: `plan` does. Invariant: every field is what the caller said, or `None`
+//! where he said nothing, so that a configuration file can stand below it.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Default of [`Options::boot_timeout`].
+pub const BOOT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A sandbox and the command to run in it.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The sandbox's name: letters, digits and hyphens, at most 64; `None`: a random one.
+    pub id: Option<String>,
+    /// Root file system: an erofs or ext4 image, or a directory; `None`: the embedded busybox.
+    pub rootfs: Option<PathBuf>,
+    /// Guest kernel; `None`: `vmlinux` beside Husk's other files.
+    pub kernel: Option<PathBuf>,
+    /// Initial RAM file system in place of Husk's own; its `/init` must be husk-init.
+    pub initrd: Option<PathBuf>,
+    /// Number of vCPUs; `None`: 1.
+    pub vcpus: Option<u64>,
+    /// Guest memory in MiB; `None`: 128.
+    pub memory_mib: Option<u64>,
+    /// Guest memory from 2 MiB pages.
+    pub hugepages: bool,
+    /// Populate guest memory before the first instruction.
+    pub prefault: bool,
+    /// Host CPU of each vCPU; empty: not pinned.
+    pub pin: Vec<u32>,
+    /// Environment of the command, `K=V`.
+    pub env: Vec<OsString>,
+    /// Working directory in the guest, absolute; `None`: `/`.
+    pub workdir: Option<String>,
+    /// `NAME`, `UID`, `NAME:GROUP` or `UID:GID`; `None`: root.
+    pub user: Option<String>,
+    /// Time from the sandbox's start to its end.
+    pub timeout: Option<Duration>,
+    /// Time from the sandbox's start until it is ready.
+    pub boot_timeout: Duration,
+    /// The command reads husk's standard input; otherwise /dev/null.
+    pub stdin: bool,
+    /// The command gets a terminal.
+    pub terminal: bool,
+    /// The guest's serial console is shown.
+    pub console: bool,
+    /// Drives that are mounted in the guest.
+    pub drives: Vec<DriveOption>,
+    /// A machine in Firecracker's JSON, below everything else that is said here.
+    pub config: Option<PathBuf>,
+    /// Path of the unix socket for connections between host programs and guest ports.
+    pub vsock: Option<PathBuf>,
+    /// Program and arguments.
+    pub command: Vec<OsString>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            id: None,
+            rootfs: None,
+            kernel: None,
+            initrd: None,
+            vcpus: None,
+            memory_mib: None,
+            hugepages: false,
+            prefault: false,
+            pin: Vec::new(),
+            env: Vec::new(),
+            workdir: None,
+            user: None,
+            timeout: None,
+            boot_timeout: BOOT_TIMEOUT,
+            stdin: false,
+            terminal: false,
+            console: false,
+            drives: Vec::new(),
+            config: None,
+            vsock: None,
+            command: Vec::new(),
+        }
+    }
+}
+
+/// A drive and where the guest mounts it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DriveOption {
+    /// Raw image of an erofs or ext4 file system on the host.
+    pub file: PathBuf,
+    /// Absolute directory in the guest.
+    pub target: String,
+    /// Whether the guest may write to it.
+    pub writable: bool,
+}
+
+impl std::str::FromStr for DriveOption {
+    type Err = String;
+
+    /// `FILE:GUESTDIR`, `FILE:GUESTDIR:ro` or `FILE:GUESTDIR:rw`; the file's name may contain colons.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (rest, writable) = match text.strip_suffix(":rw") {
+            Some(rest) => (rest, true),
+            None => (text.strip_suffix(":ro").unwrap_or(text), false),
+        };
+        let (file, target) = rest.rsplit_once(':').unwrap_or_default();
+        if file.is_empty() || !target.starts_with('/') || target == "/" {
+            return Err(
+                "a drive is FILE:GUESTDIR or FILE:GUESTDIR:rw, with an absolute GUESTDIR that is not /"
+                    .into(),
+            );
+        }
+        Ok(Self { file: PathBuf::from(file), target: target.to_owned(), writable })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_drive_is_split_from_its_end() {
+        let drive: DriveOption = "a:b.ext4:/data:rw".parse().unwrap();
+        assert_eq!(drive, DriveOption { file: "a:b.ext4".into(), target: "/data".into(), writable: true });
+        let drive: DriveOption = "disk:/data".parse().unwrap();
+        assert!(!drive.writable);
+        for wrong in ["", "disk", "disk:data", ":/data", "disk:/", "disk:/:rw"] {
+            assert!(wrong.parse::<DriveOption>().is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! From what is asked for to what the cell and the guest are told. Pure: what the machine has was looked at before.
+//!
+//! Owns the rules by which options stand over a configuration file, and the bounds of both. Refuses, by the name under
+//! which it was given, every value that cannot be. Invariant: a [`Plan`] names only descriptors that its caller has put
+//! into the list, in the order of the list.
+
+use crate::options::Options;
+use husk_protocol::exec::{DriveMount, Exec, Mounts, RootMount, User, WindowSize};
+use husk_protocol::spec::{CacheType, FileRef, HugePages, RawDrive, RawMachineConfig, RawSpec};
+use std::collections::BTreeSet;
+use std::os::unix::ffi::OsStrExt;
+
+/// Most vCPUs.
+pub(crate) const MOST_VCPUS: u64 = 32;
+/// Least guest memory in MiB; no kernel boots in less.
+pub(crate) const LEAST_MEMORY_MIB: u64 = 16;
+/// Most guest memory in MiB: 4 TiB.
+pub(crate) const MOST_MEMORY_MIB: u64 = 4 << 20;
+/// Most virtio-mmio devices.
+const MOST_DEVICES: usize = 19;
+/// Bytes of a drive's id that the guest sees as the disk's serial.
+const LONGEST_DRIVE_ID: usize = 20;
+/// The root's drive id.
+const ROOT: &str = "husk-root";
+/// Memory that a guest needs beside kernel and initrd, at least, in MiB.
+const WORKING_MEMORY_MIB: u64 = 4;
+
+/// What is asked for cannot be.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum PlanError {
+    /// A number out of bounds.
+    #[error("{name} {value} is out of range; {allowed} is allowed")]
+    Range {
+        /// Option or key.
+        name: &'static str,
+        /// As given.
+        value: String,
+        /// What would do.
+        allowed: String,
+    },
+    /// Not as many CPUs as vCPUs.
+    #[error("--pin names {cpus} CPUs for {vcpus} vCPUs; as many CPUs as --vcpus are needed")]
+    Pin {
+        /// Named.
+        cpus: usize,
+        /// Asked for.
+        vcpus: u64,
+    },
+    /// Not `K=V`.
+    #[error("--env {0:?} is not K=V")]
+    Env(String),
+    /// Not absolute.
+    #[error("{name} {value:?} is not an absolute directory without NUL bytes")]
+    Directory {
+        /// Option.
+        name: &'static str,
+        /// As given.
+        value: String,
+    },
+    /// Nothing to run.
+    #[error("no command is given; write it after --, as in: husk run -- echo hi")]
+    NoCommand,
+    /// A NUL byte.
+    #[error("the command's argument {0:?} has a NUL byte")]
+    Nul(String),
+    /// A drive's id.
+    #[error(
+        "drive_id {0:?} is not allowed or not unique; letters, digits, - and _, 1 to {LONGEST_DRIVE_ID}, each once"
+    )]
+    DriveId(String),
+    /// Too many drives.
+    #[error("{0} devices are asked for (drives, root and vsock); at most {MOST_DEVICES} are possible")]
+    Devices(usize),
+    /// Kernel and initrd do not fit.
+    #[error("memory of {memory} MiB is too small: the kernel and initrd need at least {needs} MiB")]
+    Memory {
+        /// MiB.
+        memory: u64,
+        /// MiB.
+        needs: u64,
+    },
+    /// A key that husk sets itself.
+    #[error("config: {key} cannot be given here; {instead}")]
+    Key {
+        /// Which.
+        key: &'static str,
+        /// What to do.
+        instead: &'static str,
+    },
+    /// A user that cannot be one.
+    #[error("--user {0:?} is not NAME, UID, NAME:GROUP or UID:GID")]
+    User(String),
+}
+
+/// Files that go to the cell, by their place in the list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Places {
+    pub(crate) kernel: u32,
+    pub(crate) initrd: u32,
+    pub(crate) root: u32,
+    /// Drives of the configuration, then those of the options.
+    pub(crate) drives: Vec<u32>,
+    pub(crate) exec: u32,
+    pub(crate) listener: Option<u32>,
+    pub(crate) console: Option<u32>,
+}
+
+/// Checks options and configuration and makes them one: the machine without its files.
+pub(crate) fn machine(options: &Options, base: &RawSpec) -> Result<RawSpec, PlanError> {
+    check_command(options)?;
+    check_base(base)?;
+    let mut spec = base.clone();
+    spec.machine_config = machine_config(options, &base.machine_config)?;
+    if !options.pin.is_empty() || options.prefault || options.hugepages {
+        let mut placement = spec.placement.unwrap_or_default();
+        placement.prefault |= options.prefault || options.hugepages;
+        if !options.pin.is_empty() {
+            placement.pin.clone_from(&options.pin);
+        }
+        spec.placement = Some(placement);
+    }
+    let vcpus = spec.machine_config.vcpu_count;
+    let cpus = spec.placement.as_ref().map_or(0, |placement| placement.pin.len());
+    if cpus != 0 && u64::try_from(cpus).unwrap_or(u64::MAX) != vcpus {
+        return Err(PlanError::Pin { cpus, vcpus });
+    }
+    let prefault = spec.placement.as_ref().is_some_and(|placement| placement.prefault);
+    if spec.machine_config.huge_pages != HugePages::None && !prefault {
+        spec.placement.get_or_insert_default().prefault = true;
+    }
+    check_drives(options, &spec)?;
+    Ok(spec)
+}
+
+fn machine_config(options: &Options, base: &RawMachineConfig) -> Result<RawMachineConfig, PlanError> {
+    let range = |name, value: u64, least: u64, most: u64, unit: &str| {
+        if (least..=most).contains(&value) {
+            return Ok(value);
+        }
+        Err(PlanError::Range {
+            name,
+            value: format!("{value}{unit}"),
+            allowed: format!("{least}{unit} to {most}{unit}"),
+        })
+    };
+    let mut config = base.clone();
+    config.vcpu_count = match options.vcpus {
+        Some(value) => range("--vcpus", value, 1, MOST_VCPUS, "")?,
+        None => range("config: machine-config.vcpu_count", base.vcpu_count, 1, MOST_VCPUS, "")?,
+    };
+    let (least, most) = (LEAST_MEMORY_MIB, MOST_MEMORY_MIB);
+    config.mem_size_mib = match options.memory_mib {
+        Some(value) => range("--memory", value, least, most, "M")?,
+        None => range("config: machine-config.mem_size_mib", base.mem_size_mib, least, most, "")?,
+    };
+    if options.hugepages {
+        config.huge_pages = HugePages::TwoMiB;
+    }
+    if config.huge_pages == HugePages::TwoMiB && !config.mem_size_mib.is_multiple_of(2) {
+        let (name, allowed) = ("--memory", "with --hugepages 2M an even number of MiB".to_owned());
+        return Err(PlanError::Range { name, value: format!("{}M", config.mem_size_mib), allowed });
+    }
+    Ok(config)
+}
+
+fn check_command(options: &Options) -> Result<(), PlanError> {
+    if options.command.is_empty() {
+        return Err(PlanError::NoCommand);
+    }
+    if let Some(argument) = options.command.iter().find(|argument| argument.as_bytes().contains(&0)) {
+        return Err(PlanError::Nul(argument.to_string_lossy().into_owned()));
+    }
+    for variable in &options.env {
+        let bytes = variable.as_bytes();
+        let name = bytes.iter().position(|&byte| byte == b'=').unwrap_or(0);
+        if name == 0 || bytes.contains(&0) {
+            return Err(PlanError::Env(crate::text::line(&variable.to_string_lossy())));
+        }
+    }
+    if let Some(directory) = &options.workdir {
+        check_directory("--workdir", directory)?;
+    }
+    if let Some(user) = &options.user {
+        let right =
+            !user.is_empty() && user.len() <= 256 && !user.contains('\0') && user.matches(':').count() <= 1;
+        if !right || user.starts_with(':') || user.ends_with(':') {
+            return Err(PlanError::User(crate::text::line(user)));
+        }
+    }
+    Ok(())
+}
+
+fn check_directory(name: &'static str, directory: &str) -> Result<(), PlanError> {
+    let right = directory.starts_with('/') && !directory.contains('\0') && directory.len() < 4096;
+    if right { Ok(()) } else { Err(PlanError::Directory { name, value: crate::text::line(directory) }) }
+}
+
+fn check_base(base: &RawSpec) -> Result<(), PlanError> {
+    let key = |given: bool, key, instead| if given { Err(PlanError::Key { key, instead }) } else { Ok(()) };
+    key(base.exec.is_some(), "exec", "husk makes the exec channel itself")?;
+    key(base.console.is_some(), "console", "use --console")?;
+    let files = [Some(&base.boot_source.kernel_image_path), base.boot_source.initrd_path.as_ref()];
+    let drives = base.drives.iter().map(|drive| &drive.path_on_host);
+    let socket = base.vsock.as_ref().and_then(|vsock| vsock.uds_path.as_ref());
+    let mut all = files.into_iter().flatten().chain(drives).chain(socket);
+    key(all.any(|file| matches!(file, FileRef::Fd(_))), "{\"fd\": N}", "give the file's path")
+}
+
+fn check_drives(options: &Options, spec: &RawSpec) -> Result<(), PlanError> {
+    let mut seen = BTreeSet::from([ROOT.to_owned()]);
+    let mounted = (0..options.drives.len()).map(drive_id);
+    for id in spec.drives.iter().map(|drive| drive.drive_id.clone()).chain(mounted) {
+        let allowed = id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+        let right = allowed && (1..=LONGEST_DRIVE_ID).contains(&id.len());
+        if !right || !seen.insert(id.clone()) {
+            return Err(PlanError::DriveId(crate::text::line(&id)));
+        }
+    }
+    for drive in &options.drives {
+        check_directory("--drive", &drive.target)?;
+    }
+    // The root replaces the configuration's root device, if it has one; the vsock device carries the exec channel.
+    let data = spec.drives.iter().filter(|drive| !drive.is_root_device).count();
+    let devices = 1 + data + options.drives.len() + 1;
+    if devices > MOST_DEVICES { Err(PlanError::Devices(devices)) } else { Ok(()) }
+}
+
+/// Id of the `index`-th drive of the options.
+fn drive_id(index: usize) -> String {
+    format!("husk-drive{index}")
+}
+
+/// Whether kernel and initrd fit; `kernel_end` and `initrd` in bytes.
+pub(crate) fn check_memory(memory_mib: u64, kernel_end: u64, initrd: u64) -> Result<(), PlanError> {
+    let bytes = kernel_end.saturating_add(initrd.saturating_mul(2));
+    let needs = bytes.div_ceil(1 << 20).saturating_add(WORKING_MEMORY_MIB);
+    if needs <= memory_mib { Ok(()) } else { Err(PlanError::Memory { memory: memory_mib, needs }) }
+}
+
+/// Puts the files into the machine: root first, then the configuration's drives, then those of the options.
+pub(crate) fn with_files(mut spec: RawSpec, options: &Options, places: &Places) -> RawSpec {
+    spec.boot_source.kernel_image_path = FileRef::Fd(places.kernel);
+    spec.boot_source.initrd_path = Some(FileRef::Fd(places.initrd));
+    let root = RawDrive {
+        drive_id: ROOT.to_owned(),
+        path_on_host: FileRef::Fd(places.root),
+        is_root_device: false,
+        is_read_only: true,
+        cache_type: CacheType::Unsafe,
+    };
+    let mounted = options.drives.iter().enumerate().map(|(index, drive)| RawDrive {
+        drive_id: drive_id(index),
+        path_on_host: FileRef::default(),
+        is_root_device: false,
+        is_read_only: !drive.writable,
+        // What the guest synced is on the disk, as on a machine of its own.
+        cache_type: if drive.writable { CacheType::Writeback } else { CacheType::Unsafe },
+    });
+    let data = std::mem::take(&mut spec.drives).into_iter().filter(|drive| !drive.is_root_device);
+    let files = places.drives.iter().map(|&place| FileRef::Fd(place));
+    let drives =
+        data.chain(mounted).zip(files).map(|(drive, path_on_host)| RawDrive { path_on_host, ..drive });
+    spec.drives = std::iter::once(root).chain(drives).collect();
+    if let Some(listener) = places.listener {
+        let vsock = spec.vsock.get_or_insert(husk_protocol::spec::RawVsock {
+            guest_cid: 3,
+            uds_path: None,
+            vsock_id: None,
+        });
+        vsock.uds_path = Some(FileRef::Fd(listener));
+    }
+    spec.exec = Some(husk_protocol::spec::RawExec {
+        channel: FileRef::Fd(places.exec),
+        port: husk_protocol::exec::PORT,
+    });
+    spec.console = places.console.map(|place| husk_protocol::spec::RawConsole { output: FileRef::Fd(place) });
+    spec
+}
+
+/// What the guest mounts.
+pub(crate) fn mounts(options: &Options) -> Mounts {
+    let drives = options.drives.iter().enumerate().map(|(index, drive)| DriveMount {
+        serial: drive_id(index),
+        fs_type: String::new(),
+        target: drive.target.clone(),
+        read_only: !drive.writable,
+    });
+    Mounts { root: RootMount { serial: ROOT.to_owned(), fs_type: String::new() }, drives: drives.collect() }
+}
+
+/// What the guest executes; `terminal` is the size of ours if the command gets one, `term` its kind.
+pub(crate) fn exec(options: &Options, terminal: Option<WindowSize>, term: Option<&str>) -> Exec {
+    let bytes = |text: &std::ffi::OsString| text.as_bytes().to_vec();
+    let mut env: Vec<Vec<u8>> = options.env.iter().map(bytes).collect();
+    if let Some(term) = term.filter(|_| terminal.is_some())
+        && !env.iter().any(|variable| variable.starts_with(b"TERM="))
+    {
+        env.push(format!("TERM={term}").into_bytes());
+    }
+    Exec {
+        argv: options.command.iter().map(bytes).collect(),
+        env,
+        cwd: options.workdir.clone().unwrap_or_default().into_bytes(),
+        user: options.user.clone().map_or(User::Root, User::Spec),
+        terminal,
+        stdin: options.stdin,
+        last: true,
+    }
+}
+
+#[cfg(test)]
+mod tests;

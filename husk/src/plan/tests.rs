@@ -1,0 +1,122 @@
+use super::*;
+use crate::options::DriveOption;
+
+fn options() -> Options {
+    Options { command: vec!["true".into()], ..Options::default() }
+}
+
+fn drive(id: &str, root: bool) -> RawDrive {
+    RawDrive {
+        drive_id: id.into(),
+        path_on_host: FileRef::Path("x".into()),
+        is_root_device: root,
+        is_read_only: false,
+        cache_type: CacheType::Unsafe,
+    }
+}
+
+#[test]
+fn options_stand_over_the_configuration() {
+    let mut base = RawSpec::default();
+    base.machine_config.vcpu_count = 2;
+    base.machine_config.mem_size_mib = 512;
+    let spec = machine(&options(), &base).unwrap();
+    assert_eq!((spec.machine_config.vcpu_count, spec.machine_config.mem_size_mib), (2, 512));
+    let over = Options { vcpus: Some(3), memory_mib: Some(64), pin: vec![4, 5, 6], ..options() };
+    let spec = machine(&over, &base).unwrap();
+    assert_eq!((spec.machine_config.vcpu_count, spec.machine_config.mem_size_mib), (3, 64));
+    assert_eq!(spec.placement.unwrap().pin, [4, 5, 6]);
+}
+
+#[test]
+fn what_cannot_be_is_refused_under_its_name() {
+    let refused = |options: Options, base: &RawSpec| machine(&options, base).unwrap_err().to_string();
+    let plain = RawSpec::default();
+    assert!(refused(Options { command: vec![], ..options() }, &plain).contains("no command"));
+    let text = refused(Options { vcpus: Some(33), ..options() }, &plain);
+    assert!(text.contains("--vcpus 33") && text.contains("1 to 32"), "{text}");
+    let text = refused(Options { memory_mib: Some(1), ..options() }, &plain);
+    assert!(text.contains("--memory 1M") && text.contains("16M"), "{text}");
+    let mut base = RawSpec::default();
+    base.machine_config.mem_size_mib = u64::MAX;
+    assert!(refused(options(), &base).contains("mem_size_mib 18446744073709551615"));
+    assert!(refused(Options { pin: vec![0, 1], ..options() }, &plain).contains("2 CPUs for 1 vCPUs"));
+    for wrong in ["=x", "x", ""] {
+        assert!(refused(Options { env: vec![wrong.into()], ..options() }, &plain).contains("--env"));
+    }
+    assert!(
+        refused(Options { workdir: Some("tmp".into()), ..options() }, &plain).contains("--workdir \"tmp\"")
+    );
+    assert!(refused(Options { user: Some("a:b:c".into()), ..options() }, &plain).contains("--user"));
+    let odd = Options { hugepages: true, memory_mib: Some(65), ..options() };
+    assert!(refused(odd, &plain).contains("even"));
+    let base = RawSpec { drives: vec![drive("a", false), drive("a", false)], ..RawSpec::default() };
+    assert!(refused(options(), &base).contains("drive_id \"a\""));
+    let base = RawSpec { drives: vec![drive("a/b", false)], ..RawSpec::default() };
+    assert!(refused(options(), &base).contains("a/b"));
+    let mut base = RawSpec::default();
+    base.boot_source.kernel_image_path = FileRef::Fd(0);
+    assert!(refused(options(), &base).contains("{\"fd\": N}"));
+}
+
+#[test]
+fn seventeen_drives_fit_beside_root_and_vsock() {
+    let drives = |count: usize| (0..count).map(|i| drive(&format!("d{i}"), false)).collect();
+    machine(&options(), &RawSpec { drives: drives(17), ..RawSpec::default() }).unwrap();
+    let error = machine(&options(), &RawSpec { drives: drives(18), ..RawSpec::default() }).unwrap_err();
+    assert_eq!(error, PlanError::Devices(20));
+}
+
+#[test]
+fn memory_must_hold_kernel_and_initrd() {
+    check_memory(32, 20 << 20, 1 << 20).unwrap();
+    assert_eq!(check_memory(16, 20 << 20, 1 << 20), Err(PlanError::Memory { memory: 16, needs: 26 }));
+    check_memory(1 << 30, u64::MAX, u64::MAX).unwrap_err();
+}
+
+#[test]
+fn files_take_their_places_and_the_guest_finds_them_by_serial() {
+    let over = Options {
+        drives: vec![DriveOption { file: "f".into(), target: "/data".into(), writable: true }],
+        hugepages: true,
+        ..options()
+    };
+    let base =
+        RawSpec { drives: vec![drive("old-root", true), drive("scratch", false)], ..RawSpec::default() };
+    let spec = machine(&over, &base).unwrap();
+    let places = Places {
+        kernel: 1,
+        initrd: 2,
+        root: 3,
+        drives: vec![4, 5],
+        exec: 6,
+        listener: Some(7),
+        console: None,
+    };
+    let spec = with_files(spec, &over, &places);
+    let seen: Vec<_> =
+        spec.drives.iter().map(|d| (d.drive_id.as_str(), d.path_on_host.clone(), d.is_read_only)).collect();
+    assert_eq!(
+        seen,
+        [
+            ("husk-root", FileRef::Fd(3), true),
+            ("scratch", FileRef::Fd(4), false),
+            ("husk-drive0", FileRef::Fd(5), false)
+        ]
+    );
+    assert_eq!(spec.vsock.unwrap().uds_path, Some(FileRef::Fd(7)));
+    assert_eq!(spec.exec.unwrap().channel, FileRef::Fd(6));
+    assert!(spec.placement.unwrap().prefault, "huge pages imply it");
+    let mounts = mounts(&over);
+    assert_eq!(mounts.root.serial, "husk-root");
+    assert_eq!((mounts.drives[0].serial.as_str(), mounts.drives[0].read_only), ("husk-drive0", false));
+}
+
+#[test]
+fn term_is_passed_on_with_a_terminal_only() {
+    let size = WindowSize { rows: 1, cols: 2 };
+    assert_eq!(exec(&options(), Some(size), Some("vt100")).env, [b"TERM=vt100"]);
+    assert!(exec(&options(), None, Some("vt100")).env.is_empty());
+    let own = Options { env: vec!["TERM=x".into()], ..options() };
+    assert_eq!(exec(&own, Some(size), Some("vt100")).env, [b"TERM=x"]);
+}

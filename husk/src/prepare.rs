@@ -1,0 +1,231 @@
+//! Looks at the machine and opens everything that the sandbox needs, before anything is started.
+//!
+//! Owns the open files until they have gone to the cell. Refuses what cannot be, in the order: what was asked for, the
+//! machine, the files. Invariant: the N-th file of [`Prepared::files`] is what the spec calls `{"fd": N}`, and the first
+//! is /dev/kvm.
+
+use crate::assets::{AssetError, Assets};
+use crate::config::{self, ConfigError};
+use crate::host::{self, HostError};
+use crate::image::{Access, Image, ImageError};
+use crate::memfile::{self, MemoryFileError};
+use crate::options::Options;
+use crate::pack::{PackError, Packer, usual_cache};
+use crate::plan::{self, Places, PlanError};
+use crate::signals::Signals;
+use crate::vsock::{Listener, VsockError};
+use husk_protocol::control::Fault;
+use husk_protocol::spec::{FileRef, HugePages, RawSpec};
+use rustix::fs::OFlags;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::pipe::{PipeFlags, pipe_with};
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+/// The sandbox cannot be prepared.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PrepareError {
+    /// What is asked for makes no sense.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The configuration file.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The machine.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// A file of Husk's own.
+    #[error(transparent)]
+    Asset(#[from] AssetError),
+    /// A file of the operator's.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// A directory as the root.
+    #[error(transparent)]
+    Pack(#[from] PackError),
+    /// A file in memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryFileError),
+    /// The vsock socket.
+    #[error(transparent)]
+    Vsock(#[from] VsockError),
+    /// No descriptors.
+    #[error("no pipe or socket can be made: {0}")]
+    Descriptors(std::io::Error),
+}
+
+impl PrepareError {
+    /// Who is at fault.
+    #[must_use]
+    pub(crate) fn fault(&self) -> Fault {
+        match self {
+            Self::Plan(_) | Self::Config(_) | Self::Vsock(_) => Fault::Operator,
+            Self::Host(error) => error.fault(),
+            Self::Image(error) => error.fault(),
+            Self::Pack(error) => error.fault(),
+            Self::Asset(_) | Self::Memory(_) | Self::Descriptors(_) => Fault::Host,
+        }
+    }
+}
+
+impl From<rustix::io::Errno> for PrepareError {
+    fn from(errno: rustix::io::Errno) -> Self {
+        Self::Descriptors(errno.into())
+    }
+}
+
+/// Everything opened and planned.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) spec: RawSpec,
+    pub(crate) files: Vec<OwnedFd>,
+    pub(crate) jailer: PathBuf,
+    pub(crate) runtime: PathBuf,
+    /// husk's end of the exec channel.
+    pub(crate) channel: OwnedFd,
+    /// Read end of the guest's console.
+    pub(crate) console: Option<OwnedFd>,
+    pub(crate) listener: Option<Listener>,
+    /// Path of the vsock socket.
+    pub(crate) vsock: Option<PathBuf>,
+}
+
+/// How preparing may go about it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Manner<'a> {
+    /// Ends packing early.
+    pub(crate) signals: Option<&'a Signals>,
+    /// Says on standard error what takes long.
+    pub(crate) talkative: bool,
+}
+
+/// Files that go to the cell.
+#[derive(Debug, Default)]
+struct Files(Vec<OwnedFd>);
+
+impl Files {
+    fn add(&mut self, file: impl Into<OwnedFd>) -> u32 {
+        self.0.push(file.into());
+        u32::try_from(self.0.len() - 1).unwrap_or(u32::MAX)
+    }
+}
+
+/// Prepares what `options` ask for.
+pub(crate) fn prepare(options: &Options, manner: Manner<'_>) -> Result<Prepared, PrepareError> {
+    let base = options.config.as_deref().map(config::read).transpose()?.unwrap_or_default();
+    let spec = plan::machine(options, &base)?;
+    host::check_user()?;
+    let mut files = Files::default();
+    files.add(host::open_kvm()?);
+    check_host(&spec)?;
+    let assets = Assets::usual();
+    let (jailer, runtime) = (assets.jailer()?, assets.runtime()?);
+
+    let kernel = open_kernel(options, &base, &assets)?;
+    let (initrd, initrd_size) = open_initrd(options, &base, &assets)?;
+    plan::check_memory(spec.machine_config.mem_size_mib, kernel.check_kernel()?, initrd_size)?;
+    let (kernel, initrd) = (files.add(kernel.file), files.add(initrd));
+    let root = files.add(open_root(options, &base, manner)?);
+    let drives = open_drives(options, &base, &mut files)?;
+
+    let (channel, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    let exec = files.add(theirs);
+    let vsock = options.vsock.clone().or_else(|| configured_socket(&base));
+    let listener = vsock.as_deref().map(Listener::new).transpose()?;
+    let listening = match &listener {
+        Some(listener) => {
+            Some(files.add(listener.as_fd().try_clone_to_owned().map_err(PrepareError::Descriptors)?))
+        }
+        None => None,
+    };
+    let (console, output) = match options.console {
+        true => {
+            let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+            // A console that nobody drains loses output; it must not stop a vCPU.
+            rustix::fs::fcntl_setfl(&writer, OFlags::NONBLOCK)?;
+            rustix::fs::fcntl_setfl(&reader, OFlags::NONBLOCK)?;
+            (Some(reader), Some(files.add(writer)))
+        }
+        false => (None, None),
+    };
+    let places = Places { kernel, initrd, root, drives, exec, listener: listening, console: output };
+    let spec = plan::with_files(spec, options, &places);
+    Ok(Prepared { spec, files: files.0, jailer, runtime, channel, console, listener, vsock })
+}
+
+fn check_host(spec: &RawSpec) -> Result<(), HostError> {
+    let memory = spec.machine_config.mem_size_mib;
+    host::check_memory(memory)?;
+    if spec.machine_config.huge_pages == HugePages::TwoMiB {
+        host::check_huge_pages(memory)?;
+    }
+    host::check_cpus(spec.placement.as_ref().map_or(&[], |placement| &placement.pin))
+}
+
+fn path_of(file: &FileRef) -> Option<&Path> {
+    match file {
+        FileRef::Path(path) if !path.is_empty() => Some(Path::new(path)),
+        _ => None,
+    }
+}
+
+fn configured_socket(base: &RawSpec) -> Option<PathBuf> {
+    path_of(base.vsock.as_ref()?.uds_path.as_ref()?).map(Path::to_owned)
+}
+
+fn open_kernel(options: &Options, base: &RawSpec, assets: &Assets) -> Result<Image, PrepareError> {
+    let named = options.kernel.as_deref().or_else(|| path_of(&base.boot_source.kernel_image_path));
+    Ok(match named {
+        Some(path) => Image::open("kernel", path, Access::File)?,
+        None => Image::open("kernel", &assets.kernel()?, Access::File)?,
+    })
+}
+
+fn open_initrd(options: &Options, base: &RawSpec, assets: &Assets) -> Result<(File, u64), PrepareError> {
+    let configured = base.boot_source.initrd_path.as_ref().and_then(path_of);
+    if let Some(path) = options.initrd.as_deref().or(configured) {
+        let image = Image::open("initrd", path, Access::File)?;
+        return Ok((image.file, image.size));
+    }
+    Ok(memfile::initramfs(&assets.init()?)?)
+}
+
+fn open_root(options: &Options, base: &RawSpec, manner: Manner<'_>) -> Result<File, PrepareError> {
+    let configured = base.drives.iter().find(|drive| drive.is_root_device);
+    let named =
+        options.rootfs.as_deref().or_else(|| configured.and_then(|drive| path_of(&drive.path_on_host)));
+    let Some(path) = named else { return Ok(memfile::default_root()?.0) };
+    let image = if path.is_dir() {
+        let packer = Packer { cache: usual_cache(), signals: manner.signals, talkative: manner.talkative };
+        packer.image_of(path)?
+    } else {
+        Image::open("rootfs", path, Access::Disk)?
+    };
+    image.check_file_system()?;
+    image.lock(false)?;
+    Ok(image.file)
+}
+
+/// The configuration's drives, whatever is on them, then those that the guest is told to mount.
+fn open_drives(options: &Options, base: &RawSpec, files: &mut Files) -> Result<Vec<u32>, PrepareError> {
+    let mut places = Vec::new();
+    for drive in base.drives.iter().filter(|drive| !drive.is_root_device) {
+        let path = path_of(&drive.path_on_host).unwrap_or(Path::new(""));
+        places.push(open_drive(path, !drive.is_read_only, files)?.0);
+    }
+    for drive in &options.drives {
+        let (place, image) = open_drive(&drive.file, drive.writable, files)?;
+        image.check_file_system()?;
+        places.push(place);
+    }
+    Ok(places)
+}
+
+fn open_drive(path: &Path, writable: bool, files: &mut Files) -> Result<(u32, Image), PrepareError> {
+    let access = if writable { Access::WritableDisk } else { Access::Disk };
+    let image = Image::open("drive", path, access)?;
+    image.lock(writable)?;
+    let copy = image.file.try_clone().map_err(PrepareError::Descriptors)?;
+    Ok((files.add(copy), image))
+}

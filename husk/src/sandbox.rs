@@ -1,0 +1,350 @@
+//! One sandbox, from what is asked for to its end: the library's front.
+//!
+//! Owns the order: prepare, register, start, pump, tear down. Refuses nothing itself. Invariant: whatever was
+//! registered is torn down on every way out, and [`Sandbox::run`] always has a report.
+
+use crate::cgroup::Hierarchies;
+use crate::control::{self, ControlError};
+use crate::gc::{self, Collected};
+use crate::options::{DriveOption, Options};
+use crate::outcome::{Evidence, Outcome, judge};
+use crate::pack::PackError;
+use crate::plan;
+use crate::prepare::{Manner, PrepareError, Prepared, prepare};
+use crate::pump::{Cell, Limits, Pump};
+use crate::report::{Report, Resources};
+use crate::session::{SESSION, Session, SessionError, Stdio};
+use crate::signals::Signals;
+use crate::spawn::{self, JailerOrder, Process, SpawnError};
+use crate::state::{Record, Registration, State, StateError, check_id, random, random_id};
+use crate::terminal::{self, RawTerminal, TerminalError};
+use crate::timeline::{Timeline, now_ns, realtime_ns};
+use husk_protocol::control::{Fault, Stage, ToCell};
+use husk_protocol::exec::{Frame, Hello, Identity, VERSION, WindowSize};
+use std::ffi::OsString;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Bytes of the command that `husk ps` shows.
+const SHOWN_COMMAND: usize = 1024;
+/// A runtime that nobody announced may take this long to die.
+const ORPHAN_PATIENCE: Duration = Duration::from_secs(2);
+
+/// A sandbox cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SandboxError {
+    /// Something that it needs is not as it must be.
+    #[error(transparent)]
+    Prepare(#[from] PrepareError),
+    /// The state directory.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The terminal.
+    #[error(transparent)]
+    Terminal(#[from] TerminalError),
+    /// The control socket.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The exec channel.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// The jailer.
+    #[error(transparent)]
+    Spawn(#[from] SpawnError),
+}
+
+impl SandboxError {
+    /// Who is at fault.
+    #[must_use]
+    pub(crate) fn fault(&self) -> Fault {
+        match self {
+            Self::Prepare(error) => error.fault(),
+            Self::State(error) => error.fault(),
+            Self::Terminal(_) => Fault::Operator,
+            Self::Session(SessionError::TooLong(_)) | Self::Control(ControlError::TooLong(_)) => {
+                Fault::Operator
+            }
+            Self::Control(_) | Self::Session(_) | Self::Spawn(_) => Fault::Host,
+        }
+    }
+
+    fn outcome(&self) -> Outcome {
+        match self {
+            Self::Prepare(PrepareError::Pack(PackError::Interrupted(signal))) => Outcome::of_signal(*signal),
+            _ => Outcome::failure(self.fault(), self.to_string()),
+        }
+    }
+}
+
+/// A sandbox that is not started yet.
+///
+/// ```no_run
+/// use husk::{Sandbox, Stdio};
+/// use std::os::fd::AsFd;
+///
+/// let (stdout, stderr) = (std::io::stdout(), std::io::stderr());
+/// let stdio = Stdio { stdin: None, stdout: stdout.as_fd(), stderr: stderr.as_fd() };
+/// let report = Sandbox::builder().memory_mib(256).command(["echo", "hi"]).run(&stdio);
+/// assert_eq!(report.outcome.status, 0);
+/// ```
+#[derive(Debug)]
+pub struct Sandbox<'a> {
+    options: Options,
+    signals: Option<&'a Signals>,
+    talkative: bool,
+    start_ns: u64,
+}
+
+impl<'a> Sandbox<'a> {
+    /// A sandbox with the default of everything, and no command yet.
+    #[must_use]
+    pub fn builder() -> Self {
+        Self::from(Options::default())
+    }
+
+    /// Program and arguments.
+    #[must_use]
+    pub fn command<S: Into<OsString>>(mut self, command: impl IntoIterator<Item = S>) -> Self {
+        self.options.command = command.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// An erofs or ext4 image, or a directory.
+    #[must_use]
+    pub fn rootfs(mut self, path: impl Into<PathBuf>) -> Self {
+        self.options.rootfs = Some(path.into());
+        self
+    }
+
+    /// Guest memory in MiB.
+    #[must_use]
+    pub fn memory_mib(mut self, mib: u64) -> Self {
+        self.options.memory_mib = Some(mib);
+        self
+    }
+
+    /// Number of vCPUs.
+    #[must_use]
+    pub fn vcpus(mut self, count: u64) -> Self {
+        self.options.vcpus = Some(count);
+        self
+    }
+
+    /// Time from the sandbox's start to its end.
+    #[must_use]
+    pub fn timeout(mut self, limit: Duration) -> Self {
+        self.options.timeout = Some(limit);
+        self
+    }
+
+    /// A drive that the guest mounts.
+    #[must_use]
+    pub fn drive(mut self, drive: DriveOption) -> Self {
+        self.options.drives.push(drive);
+        self
+    }
+
+    /// Signals that end the sandbox, or are passed on. Without them the caller's own handling stands.
+    #[must_use]
+    pub fn signals(mut self, signals: &'a Signals) -> Self {
+        self.signals = Some(signals);
+        self
+    }
+
+    /// Says on standard error what takes longer than a second.
+    #[must_use]
+    pub fn talkative(mut self, talkative: bool) -> Self {
+        self.talkative = talkative;
+        self
+    }
+
+    /// When the request came, `CLOCK_MONOTONIC` nanoseconds; the report's times count from it.
+    #[must_use]
+    pub fn requested_at(mut self, start_ns: u64) -> Self {
+        self.start_ns = start_ns;
+        self
+    }
+
+    /// Runs the sandbox to its end; nothing of it is left then.
+    #[must_use]
+    pub fn run(self, stdio: &Stdio<'_>) -> Report {
+        let mut report = Report::new(Timeline::starting_at(self.start_ns));
+        if let Err(error) = self.try_run(stdio, &mut report) {
+            report.outcome = error.outcome();
+        }
+        report
+    }
+
+    fn try_run(&self, stdio: &Stdio<'_>, report: &mut Report) -> Result<(), SandboxError> {
+        if let Some(id) = &self.options.id {
+            check_id(id)?;
+            report.id.clone_from(id);
+        }
+        let size = match (self.options.terminal, stdio.stdin) {
+            (false, _) => None,
+            (true, Some(stdin)) => Some(terminal::size(stdin)?),
+            (true, None) => return Err(TerminalError::None.into()),
+        };
+        let manner = Manner { signals: self.signals, talkative: self.talkative };
+        let prepared = prepare(&self.options, manner)?;
+        let (state, hierarchies) = (State::usual(), Hierarchies::of_this_machine());
+        gc::collect(&state, &hierarchies, false);
+        let registration = state.register(&match &self.options.id {
+            Some(id) => id.clone(),
+            None => random_id()?,
+        })?;
+        report.id.clone_from(&registration.id);
+        let place = Place { state, hierarchies, registration };
+        let result = self.live(prepared, &place, Streams { stdio, size }, report);
+        place.tear_down(report);
+        result
+    }
+
+    /// From the registration to the end of all processes.
+    fn live(
+        &self,
+        prepared: Prepared,
+        place: &Place,
+        streams: Streams<'_, '_>,
+        report: &mut Report,
+    ) -> Result<(), SandboxError> {
+        place.registration.publish(&self.record(&prepared, &place.registration))?;
+        let order = place.order(&prepared);
+        let (mut control, theirs) = control::pair()?;
+        let files: Vec<_> = prepared.files.iter().map(AsFd::as_fd).collect();
+        control.start(&ToCell::Start { spec: Box::new(prepared.spec) }, &files)?;
+        // The cell has them now. A copy kept here would keep channels open whose end is to be seen.
+        drop(files);
+        drop(prepared.files);
+        let mut session = Session::new(prepared.channel, streams.stdio, prepared.console.is_some())?;
+        self.say_everything(&mut session, &place.registration.id, streams.size)?;
+        let terminal = match (streams.size, streams.stdio.stdin) {
+            (Some(_), Some(stdin)) => Some(RawTerminal::new(stdin)?),
+            _ => None,
+        };
+        report.timeline.mark(Stage::Planned);
+        let (jailer, stderr) = spawn::jailer(&prepared.jailer, &order, theirs)?;
+        let cell = Cell { jailer, jailer_stderr: Some(stderr), runtime: None };
+        let limits = Limits { boot: self.options.boot_timeout, total: self.options.timeout };
+        let mut pump = Pump::new(session, control, cell, limits, report.timeline.clone());
+        pump.signals = self.signals;
+        pump.terminal = terminal;
+        pump.console = prepared.console;
+        pump.vsock = prepared.vsock;
+        pump.run();
+        report.timeline = pump.timeline;
+        let runtime = pump.cell.runtime.take();
+        place.take_stock(runtime.as_ref(), &mut pump.evidence, report);
+        drop(prepared.listener);
+        Ok(())
+    }
+
+    /// All that the guest is told; it hears it when it is there.
+    fn say_everything(
+        &self,
+        session: &mut Session<'_>,
+        id: &str,
+        terminal: Option<WindowSize>,
+    ) -> Result<(), SandboxError> {
+        let mut entropy = [0; 32];
+        random(&mut entropy).map_err(StateError::Random)?;
+        let identity = Identity { hostname: id.to_owned(), realtime_ns: realtime_ns(), entropy };
+        let term = std::env::var("TERM").ok();
+        session.say(&Frame::Hello(Hello { version: VERSION, features: 0 }))?;
+        session.say(&Frame::Mounts(plan::mounts(&self.options)))?;
+        session.say(&Frame::Identity(identity))?;
+        session.say(&Frame::Exec(SESSION, plan::exec(&self.options, terminal, term.as_deref())))?;
+        Ok(())
+    }
+
+    fn record(&self, prepared: &Prepared, registration: &Registration) -> Record {
+        let mut room = SHOWN_COMMAND;
+        let mut shown = |argument: &OsString| {
+            let text: String = argument.to_string_lossy().chars().take(room).collect();
+            room -= text.chars().count();
+            text
+        };
+        Record {
+            id: registration.id.clone(),
+            pid: i32::try_from(std::process::id()).unwrap_or(0),
+            uid: registration.uid,
+            started_ms: realtime_ns() / 1_000_000,
+            vcpus: prepared.spec.machine_config.vcpu_count,
+            memory_mib: prepared.spec.machine_config.mem_size_mib,
+            command: self.options.command.iter().take(SHOWN_COMMAND).map(&mut shown).collect(),
+        }
+    }
+}
+
+impl From<Options> for Sandbox<'_> {
+    fn from(options: Options) -> Self {
+        Self { options, signals: None, talkative: false, start_ns: now_ns() }
+    }
+}
+
+/// Standard streams, and the terminal's size if the command gets one.
+#[derive(Clone, Copy)]
+struct Streams<'s, 'a> {
+    stdio: &'s Stdio<'a>,
+    size: Option<WindowSize>,
+}
+
+/// Where a sandbox leaves traces.
+struct Place {
+    state: State,
+    hierarchies: Hierarchies,
+    registration: Registration,
+}
+
+impl Place {
+    fn order(&self, prepared: &Prepared) -> JailerOrder {
+        let (machine, registration) = (&prepared.spec.machine_config, &self.registration);
+        JailerOrder {
+            id: registration.id.clone(),
+            uid: registration.uid,
+            runtime: prepared.runtime.clone(),
+            jail_base: self.state.jail_base(),
+            cgroup_version: self.hierarchies.version(),
+            limits: self.hierarchies.limits(machine.mem_size_mib, machine.vcpu_count),
+            cpus: prepared.spec.placement.as_ref().map(|placement| placement.pin.clone()).unwrap_or_default(),
+        }
+    }
+
+    /// What is known only while the cgroup exists, and the judgement.
+    fn take_stock(&self, runtime: Option<&Process>, evidence: &mut Evidence, report: &mut Report) {
+        let id = &self.registration.id;
+        evidence.out_of_memory = runtime.is_some() && self.hierarchies.out_of_memory(id);
+        report.outcome = judge(evidence);
+        report.console_tail =
+            evidence.ended.as_ref().map(|ended| ended.console_tail.clone()).unwrap_or_default();
+        let guest = evidence.heard.report.clone();
+        report.unclean = guest.as_ref().map(|guest| guest.unclean.clone()).unwrap_or_default();
+        report.resources = Resources {
+            guest,
+            runtime: runtime.and_then(Process::end),
+            peak_memory: self.hierarchies.peak_memory(id),
+        };
+    }
+
+    /// Removes everything; what cannot be removed becomes a warning.
+    fn tear_down(self, report: &mut Report) {
+        let registration = self.registration;
+        // A jailer that was killed at the wrong moment leaves a clone that it did not announce. It is a child of ours.
+        for pid in self.hierarchies.processes(&registration.id) {
+            if let Some(mut orphan) = Process::child(pid.as_raw_nonzero().get()) {
+                orphan.kill();
+                if orphan.wait(ORPHAN_PATIENCE) {
+                    let _ = orphan.reap();
+                }
+            }
+        }
+        let mut collected = Collected::default();
+        gc::one(&self.state, &self.hierarchies, &registration.id, &mut collected);
+        report.warnings.extend(collected.failed);
+        if let Err(error) = registration.remove() {
+            report.warnings.push(error.to_string());
+        }
+        report.timeline.mark(Stage::Gone);
+    }
+}

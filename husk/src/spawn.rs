@@ -1,0 +1,280 @@
+//! Starts the jailer and keeps hold of the two processes of a cell: the jailer, and the runtime that it clones.
+//!
+//! Owns their pidfds and the duty to reap them. Refuses a process id that is not a child of ours, whoever names it.
+//! Invariant: only these two children are ever waited for; other children of the program that uses this library are
+//! its own.
+
+use crate::sys::{self, ChildEnd};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+};
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+/// Descriptor at which jailer and runtime find the control socket.
+const CONTROL_FD: i32 = 3;
+
+/// The cell cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SpawnError {
+    /// The jailer cannot be executed.
+    #[error("jailer {} cannot be started: {source}", path.display())]
+    Jailer {
+        /// Where it is.
+        path: PathBuf,
+        /// The system's word.
+        source: io::Error,
+    },
+    /// No pidfd or pipe.
+    #[error("the jailer cannot be watched: {0}")]
+    Watch(io::Error),
+}
+
+/// A child.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pid: Pid,
+    pidfd: OwnedFd,
+    end: Option<ChildEnd>,
+}
+
+impl Process {
+    /// Takes charge of the child `pid`; `None` if there is no such child.
+    pub(crate) fn child(pid: i32) -> Option<Self> {
+        // Checked first: from_raw does not take negative numbers.
+        let pid = Some(pid).filter(|&pid| pid > 1).and_then(Pid::from_raw)?;
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+        // Only of a child can one ask this; anything else is ECHILD.
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        loop {
+            match waitid(WaitId::PidFd(pidfd.as_fd()), look) {
+                Ok(_) => return Some(Self { pid, pidfd, end: None }),
+                Err(Errno::INTR) => {}
+                Err(_) => return None,
+            }
+        }
+    }
+
+    /// Kills it, if it still runs.
+    pub(crate) fn kill(&self) {
+        if self.end.is_none() {
+            let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+        }
+    }
+
+    /// Reaps it; to be called when its descriptor says that it has ended, or after [`Process::kill`].
+    pub(crate) fn reap(&mut self) -> io::Result<ChildEnd> {
+        if let Some(end) = self.end {
+            return Ok(end);
+        }
+        let end = sys::reap(self.pid.as_raw_nonzero().get())?;
+        self.end = Some(end);
+        Ok(end)
+    }
+
+    /// How it ended, once it is reaped.
+    pub(crate) fn end(&self) -> Option<ChildEnd> {
+        self.end
+    }
+
+    /// Waits for its end for at most `patience`; whether it has ended.
+    pub(crate) fn wait(&self, patience: Duration) -> bool {
+        let timeout = Timespec::try_from(patience).ok();
+        let mut fds = [PollFd::from_borrowed_fd(self.pidfd.as_fd(), PollFlags::IN)];
+        loop {
+            match poll(&mut fds, timeout.as_ref()) {
+                Err(Errno::INTR) => {}
+                Ok(count) => return count > 0,
+                Err(_) => return false,
+            }
+        }
+    }
+}
+
+impl AsFd for Process {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+}
+
+/// Nobody else would reap it.
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.end.is_none() {
+            self.kill();
+            let _ = self.reap();
+        }
+    }
+}
+
+/// What the jailer is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct JailerOrder {
+    pub(crate) id: String,
+    /// User and group.
+    pub(crate) uid: u32,
+    pub(crate) runtime: PathBuf,
+    pub(crate) jail_base: PathBuf,
+    pub(crate) cgroup_version: u8,
+    /// `FILE=VALUE`.
+    pub(crate) limits: Vec<String>,
+    /// CPUs of the cpuset; empty: all.
+    pub(crate) cpus: Vec<u32>,
+}
+
+impl JailerOrder {
+    /// The jailer's arguments.
+    pub(crate) fn arguments(&self) -> Vec<OsString> {
+        let uid = self.uid.to_string();
+        let mut arguments: Vec<OsString> = Vec::new();
+        let mut option = |name: &str, value: OsString| arguments.extend([name.into(), value]);
+        option("--id", self.id.clone().into());
+        option("--uid", uid.clone().into());
+        option("--gid", uid.into());
+        option("--exec-file", self.runtime.clone().into());
+        option("--chroot-base-dir", self.jail_base.clone().into());
+        option("--cgroup-version", self.cgroup_version.to_string().into());
+        for limit in &self.limits {
+            option("--cgroup", limit.into());
+        }
+        if !self.cpus.is_empty() {
+            let mut cpus = self.cpus.clone();
+            cpus.sort_unstable();
+            cpus.dedup();
+            let list: Vec<String> = cpus.iter().map(ToString::to_string).collect();
+            option("--cpus", list.join(",").into());
+        }
+        option("--control-fd", CONTROL_FD.to_string().into());
+        arguments.push("--".into());
+        arguments
+    }
+}
+
+/// Starts the jailer with `control` as its descriptor 3; returns it and the end of its standard error.
+#[expect(
+    unsafe_code,
+    reason = "only between fork and exec can a descriptor be given a number for the child alone"
+)]
+pub(crate) fn jailer(
+    program: &Path,
+    order: &JailerOrder,
+    control: OwnedFd,
+) -> Result<(Process, OwnedFd), SpawnError> {
+    let watch = |errno: Errno| SpawnError::Watch(errno.into());
+    // From here on number 3 is taken, by this duplicate or by something that was there before: the pipe over which
+    // std reports a failed exec cannot be what the child overwrites.
+    let control_at = rustix::io::fcntl_dupfd_cloexec(&control, CONTROL_FD).map_err(watch)?;
+    drop(control);
+    let number = control_at.as_raw_fd();
+    let (stderr, stderr_end) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(watch)?;
+    rustix::fs::fcntl_setfl(&stderr, rustix::fs::OFlags::NONBLOCK).map_err(watch)?;
+    let mut command = Command::new(program);
+    command.arg0("husk-jailer").args(order.arguments()).env_clear();
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr_end);
+    // A group of its own: keys on husk's terminal are husk's to translate.
+    command.process_group(0);
+    // SAFETY: the closure runs in the forked child and makes only the async-signal-safe calls dup2 and fcntl, on
+    // numbers that are open there because `control_at` lives until spawn has returned.
+    unsafe {
+        command.pre_exec(move || place(number));
+    }
+    let child = command.spawn().map_err(|source| SpawnError::Jailer { path: program.to_owned(), source })?;
+    drop(control_at);
+    let pid = i32::try_from(child.id()).unwrap_or(0);
+    let process = Process::child(pid).ok_or_else(|| SpawnError::Watch(io::Error::last_os_error()))?;
+    Ok((process, stderr))
+}
+
+/// In the child: descriptor `number` becomes [`CONTROL_FD`] and survives exec.
+#[expect(unsafe_code, reason = "rustix's dup2 wants to own a descriptor that nobody owns in the child")]
+fn place(number: i32) -> io::Result<()> {
+    let result = if number == CONTROL_FD {
+        // SAFETY: plain numbers.
+        unsafe { libc::fcntl(CONTROL_FD, libc::F_SETFD, 0) }
+    } else {
+        // SAFETY: plain numbers; what the child had at 3 was close-on-exec anyway.
+        unsafe { libc::dup2(number, CONTROL_FD) }
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::{Received, pair};
+    use crate::sys::ChildExit;
+    use husk_protocol::control::FromCell;
+    use std::io::{Read, Write};
+    use std::os::unix::fs::OpenOptionsExt;
+
+    fn order() -> JailerOrder {
+        JailerOrder {
+            id: "one".into(),
+            uid: 7,
+            runtime: "/lib/husk-runtime".into(),
+            jail_base: "/run/husk/jail".into(),
+            cgroup_version: 2,
+            limits: vec!["pids.max=3".into()],
+            cpus: vec![3, 1, 3],
+        }
+    }
+
+    #[test]
+    fn the_jailer_is_told_everything() {
+        let text: Vec<String> = order().arguments().into_iter().map(|a| a.into_string().unwrap()).collect();
+        assert_eq!(
+            text.join(" "),
+            "--id one --uid 7 --gid 7 --exec-file /lib/husk-runtime --chroot-base-dir /run/husk/jail \
+             --cgroup-version 2 --cgroup pids.max=3 --cpus 1,3 --control-fd 3 --"
+        );
+    }
+
+    #[test]
+    fn the_child_finds_the_control_socket_at_three_and_a_clean_environment() {
+        let path = std::env::temp_dir().join(format!("husk-spawn-{}", std::process::id()));
+        let mut script =
+            std::fs::File::options().create_new(true).write(true).mode(0o755).open(&path).unwrap();
+        script
+            .write_all(
+                b"#!/bin/sh\nprintf '{\"cloned\":{\"pid\":5}}' >&3\necho \"${HOME-none} $2\" >&2\nexit 3\n",
+            )
+            .unwrap();
+        drop(script);
+        let (mut control, cell) = pair().unwrap();
+        let (mut process, stderr) = jailer(&path, &order(), cell).unwrap();
+        assert!(process.wait(Duration::from_secs(10)));
+        assert_eq!(process.reap().unwrap().how, ChildExit::Status(3));
+        std::fs::remove_file(&path).unwrap();
+        assert!(matches!(control.receive().unwrap(), Received::Message(FromCell::Cloned { pid: 5 })));
+        assert!(matches!(control.receive().unwrap(), Received::End));
+        let mut text = String::new();
+        std::fs::File::from(stderr).read_to_string(&mut text).unwrap();
+        assert_eq!(text, "none one\n");
+    }
+
+    #[test]
+    fn a_missing_jailer_is_named() {
+        let (_control, cell) = pair().unwrap();
+        let error = jailer(Path::new("/no/jailer"), &order(), cell).unwrap_err().to_string();
+        assert!(error.contains("/no/jailer"), "{error}");
+    }
+
+    #[test]
+    fn only_children_are_accepted() {
+        assert!(Process::child(1).is_none() && Process::child(-1).is_none());
+        assert!(Process::child(std::os::unix::process::parent_id().cast_signed()).is_none());
+        #[expect(clippy::zombie_processes, reason = "reaped as what is tested here")]
+        let child = Command::new("sleep").arg("100").spawn().unwrap();
+        let mut process = Process::child(child.id().cast_signed()).unwrap();
+        assert!(!process.wait(Duration::ZERO));
+        process.kill();
+        assert_eq!(process.reap().unwrap().how, ChildExit::Signal(9));
+    }
+}

@@ -1,0 +1,357 @@
+//! What is known on disk about sandboxes that live: `/run/husk`.
+//!
+//! Owns the layout (`sandboxes/<id>/{lock,state.json}`, `slots/<n>`, `jail/`), ids and the uid of each sandbox.
+//! Refuses an id that is taken. Invariant: a sandbox lives exactly as long as someone holds its lock; everything under a
+//! free lock may be removed by anyone.
+
+use husk_protocol::control::Fault;
+use rustix::fs::{FlockOperation, RenameFlags, flock, renameat_with};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use std::fs::{DirBuilder, File};
+use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+/// Environment variable that names another state directory.
+pub(crate) const STATE_VARIABLE: &str = "HUSK_STATE";
+/// Where the state is kept.
+const STATE: &str = "/run/husk";
+/// First of the user ids that sandboxes run under; uid and gid are the same number. Neither systemd nor the usual
+/// subordinate ranges hand out numbers from here.
+pub(crate) const FIRST_UID: u32 = 1_900_000_000;
+/// Sandboxes that can live at one time.
+pub(crate) const SLOTS: u32 = 16_384;
+/// Longest id: it becomes the guest's host name.
+pub(crate) const LONGEST_ID: usize = 64;
+
+/// Why a sandbox cannot be registered or found.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StateError {
+    /// The directory cannot be used.
+    #[error("state {}: {source}", path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// The system's word.
+        source: io::Error,
+    },
+    /// Not an id.
+    #[error(
+        "id {0:?} is not allowed; letters, digits and hyphens, at most {LONGEST_ID}, not beginning with a hyphen"
+    )]
+    Id(String),
+    /// Taken.
+    #[error("id {0} is in use; husk ps lists the sandboxes")]
+    Taken(String),
+    /// All user ids are in use.
+    #[error("all {SLOTS} user ids for sandboxes are in use; husk gc frees those of dead ones")]
+    NoSlot,
+    /// No such sandbox.
+    #[error("no sandbox's id begins with {0:?}; husk ps lists the sandboxes")]
+    Unknown(String),
+    /// Several.
+    #[error("{0:?} is ambiguous: {1}")]
+    Ambiguous(String, String),
+    /// No randomness.
+    #[error("no random id can be made: {0}")]
+    Random(io::Error),
+}
+
+impl StateError {
+    /// Who is at fault.
+    #[must_use]
+    pub(crate) fn fault(&self) -> Fault {
+        match self {
+            Self::Id(_) | Self::Taken(_) | Self::Unknown(_) | Self::Ambiguous(..) => Fault::Operator,
+            Self::Io { .. } | Self::NoSlot | Self::Random(_) => Fault::Host,
+        }
+    }
+}
+
+/// What `husk ps` tells about a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    /// The sandbox's name.
+    pub id: String,
+    /// Process id of the husk that waits for it.
+    pub pid: i32,
+    /// User and group id that its runtime has.
+    pub uid: u32,
+    /// `CLOCK_REALTIME` of its start, milliseconds since 1970.
+    pub started_ms: u64,
+    /// vCPUs.
+    pub vcpus: u64,
+    /// Guest memory in MiB.
+    pub memory_mib: u64,
+    /// The command; what is not UTF-8 is replaced.
+    pub command: Vec<String>,
+}
+
+/// The state directory.
+#[derive(Debug, Clone)]
+pub(crate) struct State {
+    base: PathBuf,
+}
+
+/// A sandbox's place in the state directory, for as long as this lives.
+#[derive(Debug)]
+pub(crate) struct Registration {
+    pub(crate) id: String,
+    pub(crate) uid: u32,
+    directory: PathBuf,
+    slot: PathBuf,
+    _lock: File,
+}
+
+/// Whether `id` may name a sandbox.
+pub(crate) fn check_id(id: &str) -> Result<(), StateError> {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
+    let right = !id.is_empty() && id.len() <= LONGEST_ID && id.bytes().all(allowed) && !id.starts_with('-');
+    if right { Ok(()) } else { Err(StateError::Id(crate::text::line(id))) }
+}
+
+/// Twelve random hexadecimal digits.
+pub(crate) fn random_id() -> Result<String, StateError> {
+    let mut bytes = [0_u8; 6];
+    random(&mut bytes).map_err(StateError::Random)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Fills `bytes` from the kernel's generator.
+pub(crate) fn random(bytes: &mut [u8]) -> io::Result<()> {
+    let mut done = 0;
+    while done < bytes.len() {
+        match rustix::rand::getrandom(&mut bytes[done..], rustix::rand::GetRandomFlags::empty()) {
+            Ok(count) => done += count,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
+fn io_error(path: &Path) -> impl FnOnce(io::Error) -> StateError {
+    let path = path.to_owned();
+    move |source| StateError::Io { path, source }
+}
+
+fn directory(path: &Path, mode: u32) -> Result<(), StateError> {
+    DirBuilder::new().recursive(true).mode(mode).create(path).map_err(io_error(path))
+}
+
+impl State {
+    /// $HUSK_STATE, or /run/husk.
+    pub(crate) fn usual() -> Self {
+        let base = std::env::var_os(STATE_VARIABLE).filter(|value| !value.is_empty());
+        Self { base: base.map_or_else(|| PathBuf::from(STATE), PathBuf::from) }
+    }
+
+    /// A state directory at `base`.
+    #[cfg(test)]
+    pub(crate) fn at(base: &Path) -> Self {
+        Self { base: base.to_owned() }
+    }
+
+    /// Where the jailer makes its directories.
+    pub(crate) fn jail_base(&self) -> PathBuf {
+        self.base.join("jail")
+    }
+
+    /// Directory of the sandboxes.
+    pub(crate) fn sandboxes(&self) -> PathBuf {
+        self.base.join("sandboxes")
+    }
+
+    /// Directory of the user ids in use; each entry is a symbolic link whose target is the sandbox's id.
+    pub(crate) fn slots(&self) -> PathBuf {
+        self.base.join("slots")
+    }
+
+    /// Registers a sandbox under `id` and gives it a user id of its own.
+    pub(crate) fn register(&self, id: &str) -> Result<Registration, StateError> {
+        check_id(id)?;
+        directory(&self.base, 0o755)?;
+        directory(&self.sandboxes(), 0o700)?;
+        directory(&self.slots(), 0o700)?;
+        directory(&self.jail_base(), 0o755)?;
+        let (directory, lock) = self.claim(id)?;
+        match self.slot(id) {
+            Ok((uid, slot)) => Ok(Registration { id: id.to_owned(), uid, directory, slot, _lock: lock }),
+            Err(error) => {
+                let _ = std::fs::remove_dir_all(&directory);
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes the directory with its lock held already, so that nobody ever sees it with a free one.
+    fn claim(&self, id: &str) -> Result<(PathBuf, File), StateError> {
+        let draft = self.sandboxes().join(format!(".new-{id}-{}", std::process::id()));
+        let fail = io_error(&draft);
+        let make = || {
+            DirBuilder::new().mode(0o700).create(&draft)?;
+            let lock = File::create_new(draft.join("lock"))?;
+            flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+            io::Result::Ok(lock)
+        };
+        let lock = make().map_err(fail)?;
+        let directory = self.sandboxes().join(id);
+        let here = rustix::fs::CWD;
+        match renameat_with(here, &draft, here, &directory, RenameFlags::NOREPLACE) {
+            Ok(()) => Ok((directory, lock)),
+            Err(errno) => {
+                let _ = std::fs::remove_dir_all(&draft);
+                Err(match errno {
+                    Errno::EXIST | Errno::NOTEMPTY => StateError::Taken(id.to_owned()),
+                    other => io_error(&directory)(other.into()),
+                })
+            }
+        }
+    }
+
+    fn slot(&self, id: &str) -> Result<(u32, PathBuf), StateError> {
+        let mut start = [0_u8; 4];
+        random(&mut start).map_err(StateError::Random)?;
+        // From a random place, so that many at once do not try the same ones.
+        let start = u32::from_le_bytes(start) % SLOTS;
+        for offset in 0..SLOTS {
+            let number = (start + offset) % SLOTS;
+            let path = self.slots().join(number.to_string());
+            match std::os::unix::fs::symlink(id, &path) {
+                Ok(()) => return Ok((FIRST_UID + number, path)),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(io_error(&path)(error)),
+            }
+        }
+        Err(StateError::NoSlot)
+    }
+
+    /// All sandboxes that live, the oldest first.
+    pub(crate) fn living(&self) -> Result<Vec<Record>, StateError> {
+        let path = self.sandboxes();
+        let entries = match std::fs::read_dir(&path) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(io_error(&path)(error)),
+        };
+        let mut records: Vec<Record> = entries
+            .flatten()
+            .filter(|entry| is_locked(&entry.path()))
+            .filter_map(|entry| std::fs::read(entry.path().join("state.json")).ok())
+            .filter_map(|bytes| serde_json::from_slice(&bytes).ok())
+            .collect();
+        records.sort_by(|one, other| (one.started_ms, &one.id).cmp(&(other.started_ms, &other.id)));
+        Ok(records)
+    }
+
+    /// The one living sandbox whose id is, or begins with, `prefix`.
+    pub(crate) fn find(&self, prefix: &str) -> Result<Record, StateError> {
+        let unknown = || StateError::Unknown(crate::text::line(prefix));
+        if prefix.is_empty() {
+            return Err(unknown());
+        }
+        let mut matching: Vec<Record> =
+            self.living()?.into_iter().filter(|record| record.id.starts_with(prefix)).collect();
+        if let Some(exact) = matching.iter().position(|record| record.id == prefix) {
+            return Ok(matching.swap_remove(exact));
+        }
+        match matching.pop() {
+            None => Err(unknown()),
+            Some(one) if matching.is_empty() => Ok(one),
+            Some(one) => {
+                matching.push(one);
+                let ids: Vec<_> = matching.into_iter().map(|record| record.id).collect();
+                Err(StateError::Ambiguous(prefix.to_owned(), ids.join(", ")))
+            }
+        }
+    }
+
+    /// Whether the sandbox `id` lives.
+    pub(crate) fn lives(&self, id: &str) -> bool {
+        is_locked(&self.sandboxes().join(id))
+    }
+}
+
+/// Whether someone holds the lock in `directory`.
+pub(crate) fn is_locked(directory: &Path) -> bool {
+    let Ok(lock) = File::open(directory.join("lock")) else { return false };
+    matches!(flock(&lock, FlockOperation::NonBlockingLockShared), Err(Errno::WOULDBLOCK))
+}
+
+impl Registration {
+    /// Writes what `husk ps` shows.
+    pub(crate) fn publish(&self, record: &Record) -> Result<(), StateError> {
+        let (draft, path) = (self.directory.join("state.new"), self.directory.join("state.json"));
+        let write = || {
+            let mut file = File::create(&draft)?;
+            serde_json::to_writer(&mut file, record)?;
+            file.flush()?;
+            std::fs::rename(&draft, &path)
+        };
+        write().map_err(io_error(&path))
+    }
+
+    /// Takes the sandbox off the books. To be called when nothing else of it is left.
+    pub(crate) fn remove(self) -> Result<(), StateError> {
+        std::fs::remove_file(&self.slot).map_err(io_error(&self.slot))?;
+        std::fs::remove_dir_all(&self.directory).map_err(io_error(&self.directory))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scratch(name: &str) -> (State, PathBuf) {
+        let base = std::env::temp_dir().join(format!("husk-state-{}-{name}", std::process::id()));
+        (State::at(&base), base)
+    }
+
+    fn record(id: &str, started_ms: u64) -> Record {
+        Record {
+            id: id.into(),
+            pid: 1,
+            uid: 2,
+            started_ms,
+            vcpus: 1,
+            memory_mib: 128,
+            command: vec!["x".into()],
+        }
+    }
+
+    #[test]
+    fn a_sandbox_is_listed_while_its_lock_is_held() {
+        let (state, base) = scratch("list");
+        assert_eq!(state.living().unwrap(), []);
+        let first = state.register("one").unwrap();
+        let second = state.register("other").unwrap();
+        assert_ne!(first.uid, second.uid);
+        first.publish(&record("one", 2)).unwrap();
+        second.publish(&record("other", 1)).unwrap();
+        let ids: Vec<_> = state.living().unwrap().into_iter().map(|record| record.id).collect();
+        assert_eq!(ids, ["other", "one"]);
+        assert!(matches!(state.register("one"), Err(StateError::Taken(_))));
+        assert_eq!(state.find("one").unwrap().id, "one");
+        assert_eq!(state.find("on").unwrap().id, "one");
+        assert!(matches!(state.find("o"), Err(StateError::Ambiguous(..))));
+        assert!(matches!(state.find("x"), Err(StateError::Unknown(_))));
+        assert!(matches!(state.find(""), Err(StateError::Unknown(_))));
+        first.remove().unwrap();
+        assert!(!state.lives("one") && state.lives("other"));
+        second.remove().unwrap();
+        assert_eq!(std::fs::read_dir(state.sandboxes()).unwrap().count(), 0);
+        assert_eq!(std::fs::read_dir(state.slots()).unwrap().count(), 0);
+        std::fs::remove_dir_all(base).unwrap();
+    }
+
+    #[test]
+    fn ids_are_bounded() {
+        for right in ["a", "A-1", &"x".repeat(64), &random_id().unwrap()] {
+            check_id(right).unwrap();
+        }
+        for wrong in ["", "..", "a/b", "-a", "a_b", "a b", "ä", &"x".repeat(65)] {
+            assert!(check_id(wrong).is_err(), "{wrong}");
+        }
+    }
+}
