@@ -125,7 +125,8 @@ pub(crate) struct Site {
     jail: Option<Jail>,
     /// Where standard error was, once the cell's own is the null device.
     complaints: Option<OwnedFd>,
-    is_child: bool,
+    /// From the clone on, on both sides: what was made is the caller's to remove.
+    cloned: bool,
 }
 
 impl Site {
@@ -170,7 +171,7 @@ impl Site {
                 Ok(None) => {}
                 Ok(Some(pid)) => return Ok(Side::Outside(pid)),
                 Err(error) => {
-                    if !self.is_child {
+                    if !self.cloned {
                         self.take_back();
                     }
                     return Err(error);
@@ -202,12 +203,13 @@ impl Site {
         let cgroup = self.cgroups.unified.as_ref().map(AsFd::as_fd);
         match sys::clone3(flags, u64::from(signal.unsigned_abs()), cgroup).map_err(CellError::Clone)? {
             Cloned::Child => {
-                self.is_child = true;
+                self.cloned = true;
                 self.jail = None;
                 self.cgroups.unified = None;
                 Ok(None)
             }
             Cloned::Parent(pid, pidfd) => {
+                self.cloned = true;
                 if let Some(control) = &self.control
                     && let Err(errno) = report::tell(control, &report::cloned(pid))
                 {

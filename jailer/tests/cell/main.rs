@@ -1,0 +1,250 @@
+//! The cell, built by the jailer's binary and described from inside by a witness. Needs root and cgroups; a machine
+//! without is named as skipped.
+
+#![expect(clippy::unwrap_used, reason = "a test ends at its first surprise")]
+
+mod start;
+
+use husk_protocol::control::{Fault, FromCell, Stage};
+use serde_json::json;
+use start::{GROUP, PARENT, USER, World, cgroups, finish, hear, holds, reap, start};
+use std::process::Command;
+use std::time::Duration;
+
+#[test]
+fn a_cell_is_what_the_documentation_says() {
+    let Some(world) = World::new("a_cell_is_what_the_documentation_says") else { return };
+    let outcome = world.run("a-cell", &[], &["--word"]);
+    assert!(outcome.status.success(), "{outcome:?}");
+    let expected = json!({
+        "arguments": ["witness", "--control-fd", "3", "--word"],
+        "environment": 0,
+        "descriptors": [0, 1, 2, 3],
+        "standard": [[1, 3], [1, 3], [1, 3]],
+        "uids": [54321, 54321, 54321],
+        "gids": [54322, 54322, 54322],
+        "groups": 0,
+        "capabilities": 0,
+        "bounding": 0,
+        "no_new_privs": true,
+        "dies_with_parent": 9,
+        "pid": 1,
+        "parent": null,
+        "session_is_own": true,
+        "host": "a-cell",
+        "core": 0,
+        "files": 2048,
+        "umask": 0o077,
+        "root": 0,
+        "above": 0,
+        "directory": "/",
+        "write": libc::EROFS,
+        "make": libc::EROFS,
+        "interfaces": [["lo", false]],
+        "signals_not_default": [],
+        "signals_blocked": 0,
+    });
+    for (key, value) in expected.as_object().unwrap() {
+        assert_eq!(outcome.seen[key], *value, "{key}: {}", outcome.seen);
+    }
+    let mount = outcome.seen["mount"].as_str().unwrap();
+    assert!(["RDONLY", "NOSUID", "NODEV", "NOEXEC"].iter().all(|flag| mount.contains(flag)), "{mount}");
+    assert!(world.remove("a-cell"));
+}
+
+#[test]
+fn the_stages_are_reported_in_the_protocols_words() {
+    let Some(world) = World::new("the_stages_are_reported_in_the_protocols_words") else { return };
+    let outcome = world.run("stages", &[], &[]);
+    let at = |wanted: Stage| {
+        outcome.messages.iter().find_map(|message| match message {
+            FromCell::Stage { stage, at_ns } if *stage == wanted => Some(*at_ns),
+            _ => None,
+        })
+    };
+    let (jailer, jailed) = (at(Stage::Jailer).unwrap(), at(Stage::Jailed).unwrap());
+    assert!(jailer < jailed);
+    println!("jailer's main to execution: {} ns", jailed - jailer);
+    assert!(outcome.messages.contains(&FromCell::Cloned { pid: outcome.pid.unwrap() }));
+    assert_eq!(outcome.messages.len(), 3, "{outcome:?}");
+    assert!(world.remove("stages"));
+}
+
+#[test]
+fn limits_are_written_and_the_process_is_under_them() {
+    let Some(world) = World::new("limits_are_written_and_the_process_is_under_them") else { return };
+    let mut command = world.jailer("limits");
+    command.args(["--cgroup", "pids.max=20", "--cpus=0", "--resource-limit", "no-file=64", "--", "--wait"]);
+    let (ours, child) = start(command);
+    let (mut pid, mut seen) = (0, serde_json::Value::Null);
+    while seen.is_null() {
+        let bytes = hear(&ours).expect("the witness speaks");
+        match serde_json::from_slice(&bytes) {
+            Ok(FromCell::Cloned { pid: named }) => pid = named,
+            Ok(_) => {}
+            Err(_) => seen = serde_json::from_slice(&bytes).unwrap(),
+        }
+    }
+    assert_eq!(seen["files"], 64);
+    let found = cgroups("limits");
+    assert!(found.iter().any(|path| holds(path, "pids.max", "20")), "{found:?}");
+    assert!(found.iter().any(|path| holds(path, "cpuset.cpus", "0")), "{found:?}");
+    for path in &found {
+        assert!(holds(path, "cgroup.procs", &pid.to_string()), "{}", path.display());
+    }
+    drop(ours);
+    assert!(child.wait_with_output().unwrap().status.success());
+    assert!(reap(pid));
+    assert!(world.remove("limits"));
+}
+
+/// Starts with `arguments`, which must fail with one line that has all of `words`, and leave nothing.
+fn refuses(world: &World, id: &str, arguments: &[&str], words: &[&str], fault: Fault) {
+    let outcome = world.run(id, arguments, &[]);
+    assert_eq!(outcome.status.code(), Some(1), "{outcome:?}");
+    assert_eq!(outcome.complaint.lines().count(), 1, "{}", outcome.complaint);
+    for word in words {
+        assert!(outcome.complaint.contains(word), "{word} is not in {}", outcome.complaint);
+    }
+    let told = outcome.messages.iter().find_map(|message| match message {
+        FromCell::Failed { fault, message } => Some((*fault, message.clone())),
+        _ => None,
+    });
+    let (told, message) = told.expect("husk is told");
+    assert_eq!(told, fault, "{message}");
+    assert!(outcome.complaint.contains(&message));
+    assert!(
+        !world.jail(id).exists() && cgroups(id).is_empty(),
+        "something of {id} is left: {:?}",
+        cgroups(id)
+    );
+}
+
+#[test]
+fn what_cannot_be_is_refused_by_name_and_leaves_nothing() {
+    let Some(world) = World::new("what_cannot_be_is_refused_by_name_and_leaves_nothing") else { return };
+    let operator = Fault::Operator;
+    refuses(
+        &world,
+        "x",
+        &["--cgroup", "pids.max=banana"],
+        &["pids.max", "banana", "Invalid argument"],
+        operator,
+    );
+    refuses(&world, "x", &["--cgroup", "pids.none=1"], &["pids.none", "no such file"], operator);
+    refuses(&world, "x", &["--cgroup", "nonesuch.max=1"], &["nonesuch", "not offered"], Fault::Host);
+    refuses(&world, "x", &["--resource-limit", "files=1"], &["files", "no-file"], operator);
+    refuses(&world, "x", &["--netns", "/nonexistent"], &["/nonexistent", "No such file"], operator);
+    refuses(&world, "x", &["--frobnicate"], &["--frobnicate"], operator);
+    refuses(&world, "x", &["--cgroup-version", "3"], &["cgroup-version", "1 or 2"], operator);
+    let dynamic = std::env::var_os("SHELL").unwrap_or_else(|| "/bin/bash".into());
+    let dynamic = std::fs::canonicalize(dynamic).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_husk-jailer"));
+    command.args(["--id", "x", "--uid", USER, "--gid", GROUP, "--exec-file"]).arg(dynamic);
+    let output =
+        command.args(["--parent-cgroup", PARENT, "--chroot-base-dir"]).arg(&world.base).output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stderr).contains("linked dynamically"), "{output:?}");
+}
+
+#[test]
+fn a_cell_is_not_made_twice() {
+    let Some(world) = World::new("a_cell_is_not_made_twice") else { return };
+    let first = world.run("twice", &["--cgroup", "pids.max=20"], &[]);
+    assert!(first.status.success(), "{first:?}");
+    let (jails, groups) = (world.jail("twice"), cgroups("twice"));
+    let again = world.run("twice", &["--cgroup", "pids.max=20"], &[]);
+    assert!(again.complaint.contains("exists already"), "{again:?}");
+    // What was there before stays: it is not the second one's to remove.
+    assert!(jails.exists());
+    assert_eq!(cgroups("twice"), groups);
+    assert!(world.remove("twice"));
+    std::fs::create_dir_all(jails).unwrap();
+    let third = world.run("twice", &[], &[]);
+    assert!(third.complaint.contains("jail") && third.complaint.contains("exists already"), "{third:?}");
+    assert!(cgroups("twice").is_empty(), "the cgroups of a jail that could not be are left");
+    assert!(world.remove("twice"));
+}
+
+#[test]
+fn a_daemon_is_nobodys_child() {
+    let Some(world) = World::new("a_daemon_is_nobodys_child") else { return };
+    let mut command = world.jailer("daemon");
+    command.args(["--daemonize"]);
+    let (ours, child) = start(command);
+    let outcome = finish(&ours, child);
+    assert_eq!(outcome.seen["dies_with_parent"], serde_json::Value::Null, "{outcome:?}");
+    assert!(!reap(outcome.pid.unwrap()), "it is our child");
+    assert!(world.remove("daemon"));
+}
+
+#[test]
+fn a_network_namespace_is_joined() {
+    let Some(world) = World::new("a_network_namespace_is_joined") else { return };
+    let outcome = world.run("netns", &["--netns", "/proc/self/ns/net"], &[]);
+    assert!(outcome.status.success(), "{outcome:?}");
+    let ours = std::fs::read_dir("/sys/class/net")
+        .unwrap()
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    for name in ours.filter(|name| std::path::Path::new("/sys/class/net").join(name).is_dir()).take(3) {
+        assert!(outcome.seen["interfaces"].to_string().contains(&name), "{name} is not in {}", outcome.seen);
+    }
+    assert!(world.remove("netns"));
+}
+
+#[test]
+fn a_cell_dies_with_its_parent() {
+    let Some(world) = World::new("a_cell_dies_with_its_parent") else { return };
+    let jailer = world.jailer("orphan");
+    let mut shell = Command::new("/bin/sh");
+    // The shell starts the jailer, so the cell is the shell's child.
+    shell
+        .args(["-c", "\"$0\" \"$@\" & wait; exec sleep 1000"])
+        .arg(jailer.get_program())
+        .args(jailer.get_args());
+    shell.args(["--", "--wait"]).stderr(std::process::Stdio::null());
+    let (ours, mut child) = start(shell);
+    while let Some(bytes) = hear(&ours) {
+        if serde_json::from_slice::<FromCell>(&bytes).is_err() {
+            break;
+        }
+    }
+    assert!(cgroups("orphan").iter().any(|path| !holds(path, "cgroup.procs", "")));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // Its end of the socket closes when it is dead; the receive's own time limit is the deadline.
+    assert!(hear(&ours).is_none());
+    assert!(world.remove("orphan"));
+}
+
+#[test]
+fn a_jailer_killed_at_any_moment_leaves_what_is_documented() {
+    let Some(world) = World::new("a_jailer_killed_at_any_moment_leaves_what_is_documented") else { return };
+    let mut cut_short = 0;
+    for round in 0..60_u64 {
+        let mut command = world.jailer("killed");
+        command.args(["--cgroup", "pids.max=20"]);
+        let (ours, mut child) = start(command);
+        std::thread::sleep(Duration::from_micros(round * 100));
+        child.kill().unwrap();
+        cut_short += u32::from(!child.wait().unwrap().success());
+        // A cell that was cloned goes on by itself and ends; it is ours to reap even if nobody told us of it.
+        while hear(&ours).is_some() {}
+        while rustix::process::wait(rustix::process::WaitOptions::empty()).is_ok() {}
+        assert!(world.remove("killed"), "round {round}: {:?}", cgroups("killed"));
+    }
+    println!("{cut_short} of 60 jailers were killed before their end");
+    assert!(cut_short > 0);
+}
+
+#[test]
+fn two_hundred_cells_leave_nothing() {
+    let Some(world) = World::new("two_hundred_cells_leave_nothing") else { return };
+    let mounts = || std::fs::read_to_string("/proc/self/mountinfo").unwrap().lines().count();
+    let before = mounts();
+    for _ in 0..200 {
+        let outcome = world.run("again", &["--cgroup", "pids.max=20"], &[]);
+        assert_eq!(outcome.seen["pid"], 1, "{outcome:?}");
+        assert!(world.remove("again"));
+    }
+    assert_eq!(mounts(), before);
+}
