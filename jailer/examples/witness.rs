@@ -4,7 +4,7 @@
 #![expect(unsafe_code, reason = "asks the kernel what no safe function asks")]
 
 use serde_json::{Value, json};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 fn main() {
     let seen = json!({
@@ -87,9 +87,7 @@ fn interfaces() -> Vec<(String, bool)> {
             *to = from.cast_signed() as libc::c_char;
         }
         // SAFETY: the request outlives the call, which writes into it.
-        unsafe {
-            libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&socket), libc::SIOCGIFFLAGS as _, &raw mut request)
-        };
+        unsafe { libc::syscall(libc::SYS_ioctl, socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) };
         // SAFETY: the call above has stored flags.
         let flags = i32::from(unsafe { request.ifr_ifru.ifru_flags });
         found.push((name, flags & libc::IFF_UP != 0));

@@ -1,7 +1,7 @@
 //! The cell, built by the jailer's binary and described from inside by a witness. Needs root and cgroups; a machine
 //! without is named as skipped.
 
-#![expect(clippy::unwrap_used, reason = "a test ends at its first surprise")]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test ends at its first surprise")]
 
 mod start;
 

@@ -10,30 +10,30 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-pub const PARENT: &str = "husk-jailer-test";
-pub const USER: &str = "54321";
-pub const GROUP: &str = "54322";
+pub(crate) const PARENT: &str = "husk-jailer-test";
+pub(crate) const USER: &str = "54321";
+pub(crate) const GROUP: &str = "54322";
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// A place for jails, and the right to be the only test that runs.
-pub struct World {
-    pub base: PathBuf,
+pub(crate) struct World {
+    pub(crate) base: PathBuf,
     _alone: MutexGuard<'static, ()>,
 }
 
 /// What came of one start.
 #[derive(Debug)]
-pub struct Outcome {
-    pub status: ExitStatus,
-    pub complaint: String,
-    pub messages: Vec<FromCell>,
-    pub seen: Value,
-    pub pid: Option<i32>,
+pub(crate) struct Outcome {
+    pub(crate) status: ExitStatus,
+    pub(crate) complaint: String,
+    pub(crate) messages: Vec<FromCell>,
+    pub(crate) seen: Value,
+    pub(crate) pid: Option<i32>,
 }
 
 impl World {
     /// None: this machine cannot make cells; the test is named as skipped.
-    pub fn new(test: &str) -> Option<Self> {
+    pub(crate) fn new(test: &str) -> Option<Self> {
         let lock = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         if !rustix::process::geteuid().is_root() {
             // Not println!, which the test harness swallows.
@@ -53,7 +53,7 @@ impl World {
     }
 
     /// The jailer's command line with the least that it needs.
-    pub fn jailer(&self, id: &str) -> Command {
+    pub(crate) fn jailer(&self, id: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_husk-jailer"));
         command.args([
             "--id",
@@ -72,12 +72,12 @@ impl World {
         command
     }
 
-    pub fn jail(&self, id: &str) -> PathBuf {
+    pub(crate) fn jail(&self, id: &str) -> PathBuf {
         self.base.join("witness").join(id)
     }
 
     /// Removes what the crate's documentation says is left; true if nothing else is.
-    pub fn remove(&self, id: &str) -> bool {
+    pub(crate) fn remove(&self, id: &str) -> bool {
         drop(std::fs::remove_dir(self.jail(id).join("root")));
         drop(std::fs::remove_dir(self.jail(id)));
         for directory in cgroups(id) {
@@ -93,7 +93,7 @@ impl World {
     }
 
     /// Starts, hears all that is said, reaps.
-    pub fn run(&self, id: &str, before: &[&str], after: &[&str]) -> Outcome {
+    pub(crate) fn run(&self, id: &str, before: &[&str], after: &[&str]) -> Outcome {
         let mut command = self.jailer(id);
         command.args(before).arg("--").args(after);
         let (ours, child) = start(command);
@@ -111,7 +111,7 @@ impl Drop for World {
 }
 
 /// The example, which cargo builds beside the tests.
-pub fn witness() -> PathBuf {
+pub(crate) fn witness() -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let path = test.ancestors().nth(2).unwrap().join("examples/witness");
     assert!(path.exists(), "{}: build it with `cargo build -p husk-jailer --examples`", path.display());
@@ -127,7 +127,7 @@ fn places() -> impl Iterator<Item = PathBuf> {
 }
 
 /// The cgroups of `id`, in whatever hierarchy.
-pub fn cgroups(id: &str) -> Vec<PathBuf> {
+pub(crate) fn cgroups(id: &str) -> Vec<PathBuf> {
     let mut found: Vec<_> =
         places().map(|place| place.join(PARENT).join(id)).filter(|path| path.exists()).collect();
     // Some hierarchies have a second name, by a symbolic link.
@@ -136,7 +136,7 @@ pub fn cgroups(id: &str) -> Vec<PathBuf> {
 }
 
 /// Spawns with the other end of a control socket at descriptor 3, and with secrets that must not get through.
-pub fn start(mut command: Command) -> (OwnedFd, Child) {
+pub(crate) fn start(mut command: Command) -> (OwnedFd, Child) {
     let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
     let (ours, theirs) = pair.unwrap();
     rustix::net::sockopt::set_socket_timeout(
@@ -147,25 +147,34 @@ pub fn start(mut command: Command) -> (OwnedFd, Child) {
     .unwrap();
     command.env("SECRET", "x");
     let raw = theirs.as_raw_fd();
-    #[expect(unsafe_code, reason = "descriptors of the child")]
-    // SAFETY: `dup2` is async-signal-safe, and `theirs` is open until after the spawn.
+    #[expect(unsafe_code, reason = "descriptors and signals of the child")]
+    // SAFETY: `inherit` makes async-signal-safe calls only, and `theirs` is open until after the spawn.
     unsafe {
-        command.pre_exec(move || {
-            for number in [3, 4, 5, 7, 77, 900] {
-                if libc::dup2(raw, number) < 0 {
-                    return Err(std::io::Error::last_os_error());
-                }
-            }
-            libc::signal(libc::SIGUSR1, libc::SIG_IGN);
-            Ok(())
-        });
-    }
+        command.pre_exec(move || inherit(raw))
+    };
     let child = command.spawn().unwrap();
     (ours, child)
 }
 
+/// What a careless caller leaves to its child: the socket at more places than the promised one, a signal ignored.
+fn inherit(socket: i32) -> std::io::Result<()> {
+    for number in [3, 4, 5, 7, 77, 900] {
+        #[expect(unsafe_code, reason = "between fork and exec")]
+        // SAFETY: descriptors of the new process only; nothing in it owns any.
+        if unsafe { libc::dup2(socket, number) } < 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+    }
+    #[expect(unsafe_code, reason = "between fork and exec")]
+    // SAFETY: no handler is set.
+    unsafe {
+        libc::signal(libc::SIGUSR1, libc::SIG_IGN)
+    };
+    Ok(())
+}
+
 /// One message; none at the end.
-pub fn hear(socket: &OwnedFd) -> Option<Vec<u8>> {
+pub(crate) fn hear(socket: &OwnedFd) -> Option<Vec<u8>> {
     let mut bytes = vec![0; 65536];
     let (count, _) = recv(socket, &mut bytes[..], RecvFlags::empty()).unwrap();
     bytes.truncate(count);
@@ -173,7 +182,7 @@ pub fn hear(socket: &OwnedFd) -> Option<Vec<u8>> {
 }
 
 /// Hears everything to the end, then reaps jailer and cell.
-pub fn finish(ours: &OwnedFd, child: Child) -> Outcome {
+pub(crate) fn finish(ours: &OwnedFd, child: Child) -> Outcome {
     let (mut messages, mut seen, mut pid) = (Vec::new(), Value::Null, None);
     while let Some(bytes) = hear(ours) {
         match serde_json::from_slice(&bytes) {
@@ -195,12 +204,12 @@ pub fn finish(ours: &OwnedFd, child: Child) -> Outcome {
 }
 
 /// Waits for a child that std did not make: the cell is a child of whoever started the jailer.
-pub fn reap(pid: i32) -> bool {
+pub(crate) fn reap(pid: i32) -> bool {
     let pid = rustix::process::Pid::from_raw(pid);
     rustix::process::waitpid(pid, rustix::process::WaitOptions::empty()).is_ok()
 }
 
 /// Whether a line of a cgroup's file is `text`.
-pub fn holds(directory: &Path, file: &str, text: &str) -> bool {
+pub(crate) fn holds(directory: &Path, file: &str, text: &str) -> bool {
     std::fs::read_to_string(directory.join(file)).unwrap_or_default().lines().any(|line| line == text)
 }
