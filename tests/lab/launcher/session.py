@@ -25,9 +25,9 @@ GRACE_S = 20.0
 class Failure(Exception):
     """The lab's own failure, with the exit status that it means."""
 
-    def __init__(self, message, status=125):
+    def __init__(self, message, status=125, by_signal=False):
         super().__init__(message)
-        self.status = status
+        self.status, self.by_signal = status, by_signal
 
 
 @dataclasses.dataclass
@@ -56,8 +56,6 @@ class Copy(threading.Thread):
         super().__init__(daemon=True)
         self.sock, self.fd, self.closed = sock, fd, closed
         self.count = 0
-        self.total = None
-        self.changed = threading.Event()
 
     def run(self):
         discard = False
@@ -72,16 +70,6 @@ class Copy(threading.Thread):
                     discard = True
                     self.closed(self.fd)
             self.count += len(data)
-            if self.total is not None and self.count >= self.total:
-                break
-            self.changed.set()
-
-    def finish(self, total):
-        """Waits until `total` bytes are through; no deadline, as the reader may be slow."""
-        self.total = total
-        while self.is_alive() and self.count < total:
-            self.changed.wait(0.1)
-            self.changed.clear()
 
 
 def feed(sock):
@@ -111,6 +99,7 @@ class Session:
         self.control = machine.sockets["control"]
         self.lock = threading.Lock()
         self.started = None
+        self.ended = None  # (status, bytes on standard output, bytes on standard error)
         self.signals = []
         self.first_signal = None
         self.rest = b""
@@ -141,40 +130,44 @@ class Session:
         poll = select.poll()
         poll.register(wake_read, select.POLLIN)
         poll.register(self.control, select.POLLIN)
-        began = time.monotonic()
+        self.began = time.monotonic()
         try:
-            while True:
-                ready = [fd for fd, _ in poll.poll(1000 * self._remaining(began))]
+            while not self._complete():
+                ready = [fd for fd, _ in poll.poll(1000 * self._patience())]
                 if wake_read in ready:
                     for number in os.read(wake_read, 256):
                         self._signal(number)
                 if self.control.fileno() in ready:
-                    status = self._receive()
-                    if status is not None:
-                        return status
+                    self._receive()
                 if self.machine.qemu.poll() is not None:
                     raise Failure("L1 died")
-                self._check_deadlines(began)
+                when, failure = self._deadline()
+                if time.monotonic() > when:
+                    raise failure
         finally:
             if self.saved is not None:
                 termios.tcsetattr(0, termios.TCSADRAIN, self.saved)
+        return self.ended[0] if self.ended[0] >= 0 else 128 - self.ended[0]
 
-    def _deadlines(self, began):
-        yield ("L1 did not come up within %d s" % self.boot_timeout, began + self.boot_timeout, 125, not self.started)
-        if self.started:
-            yield ("no end within %d s (--timeout)" % self.timeout, self.started + self.timeout, 124, True)
-        if self.first_signal:
-            yield ("the command outlived its signal by %d s" % GRACE_S, self.first_signal + GRACE_S,
-                   128 + self.signals[0], True)
+    def _complete(self):
+        """The command has ended and the caller has all its output."""
+        return self.ended is not None and all(
+            output.count >= total for output, total in zip(self.outputs, self.ended[1:]))
 
-    def _remaining(self, began):
-        now = time.monotonic()
-        return max(0.0, min(when - now for _, when, _, counts in self._deadlines(began) if counts)) + 0.01
+    def _deadline(self):
+        """What happens next if nothing else does: when, and the Failure that it is."""
+        if not self.started:
+            return self.began + self.boot_timeout, Failure("L1 did not come up within %d s" % self.boot_timeout)
+        end = (self.started + self.timeout, Failure("no end within %d s (--timeout)" % self.timeout, 124))
+        if not self.first_signal:
+            return end
+        message = "the command outlived signal %d by %d s" % (self.signals[0], GRACE_S)
+        killed = (self.first_signal + GRACE_S, Failure(message, 128 + self.signals[0]))
+        return min(end, killed, key=lambda pair: pair[0])
 
-    def _check_deadlines(self, began):
-        for message, when, status, counts in self._deadlines(began):
-            if counts and time.monotonic() > when:
-                raise Failure(message, status)
+    def _patience(self):
+        """How long to sleep, in seconds; the output threads do not wake us."""
+        return max(0.0, self._deadline()[0] - time.monotonic()) + 0.01 if self.ended is None else 0.01
 
     def _signal(self, number):
         if number == signal.SIGWINCH and self.saved is not None:
@@ -183,12 +176,12 @@ class Session:
             if number in ENDING:
                 self.signals.append(number)
                 self.first_signal = self.first_signal or time.monotonic()
-            if not self.started or len(self.signals) >= LAST_SIGNAL:
-                raise Failure("ended by signal %d" % number, 128 + number)
+            if not self.started or self.ended or len(self.signals) >= LAST_SIGNAL:
+                raise Failure("ended by signal %d" % number, 128 + number, by_signal=True)
             self._send("signal %d" % number)
 
     def _receive(self):
-        """Handles what the agent says; returns the exit status once it is known."""
+        """Handles what the agent says."""
         try:
             data = self.control.recv(CHUNK)
         except ConnectionResetError:
@@ -205,11 +198,7 @@ class Session:
             elif word == b"started":
                 self._start()
             elif word == b"exit":
-                status, *counts = map(int, numbers)
-                for output, total in zip(self.outputs, counts):
-                    output.finish(total)
-                return status if status >= 0 else 128 - status
-        return None
+                self.ended = tuple(map(int, numbers))
 
     def _start(self):
         """The command runs: only from now on is the terminal its own."""
