@@ -171,7 +171,7 @@ fn item_5_wrong_indirect_tables_are_malformed() {
         (table, 0, INDIRECT, 0),
         (table, 15, INDIRECT, 0),
         (table, 17, INDIRECT, 0),
-        (table, u32::MAX & !15, INDIRECT, 0),
+        (table, !15, INDIRECT, 0),
         (LOW_END, 16, INDIRECT, 0),
         (LOW_END - 8, 16, INDIRECT, 0),
         (u64::MAX - 15, 16, INDIRECT, 0),

@@ -120,10 +120,7 @@ impl HostSide {
         side.add(side.wake.as_raw_fd(), EventSet::IN, Source::Answers)?;
         side.add(side.timer.as_raw_fd(), EventSet::IN, Source::Timer)?;
         if let Some(listener) = &side.listener {
-            rustix::fs::fcntl_setfl(
-                listener,
-                rustix::fs::fcntl_getfl(listener)? | rustix::fs::OFlags::NONBLOCK,
-            )?;
+            rustix::io::ioctl_fionbio(listener, true)?;
             side.add(listener.as_raw_fd(), EventSet::IN, Source::Listener)?;
         }
         Ok((side, sender, wake))
