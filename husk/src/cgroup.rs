@@ -53,8 +53,8 @@ impl Hierarchies {
         found
     }
 
-    /// Version that the jailer is to be told: 1 where memory is limited by a v1 hierarchy.
-    pub(crate) fn version(&self) -> u8 {
+    /// Version of the memory controller: 1 where a v1 hierarchy has it.
+    fn version(&self) -> u8 {
         let legacy =
             self.legacy.iter().any(|(_, controllers)| controllers.iter().any(|name| name == "memory"));
         if legacy { 1 } else { 2 }

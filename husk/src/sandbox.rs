@@ -305,7 +305,6 @@ impl Place {
             uid: registration.uid,
             runtime: prepared.runtime.clone(),
             jail_base: self.state.jail_base(),
-            cgroup_version: self.hierarchies.version(),
             limits: self.hierarchies.limits(machine.mem_size_mib, machine.vcpu_count),
             cpus: prepared.spec.placement.as_ref().map(|placement| placement.pin.clone()).unwrap_or_default(),
         }

@@ -122,7 +122,6 @@ pub(crate) struct JailerOrder {
     pub(crate) uid: u32,
     pub(crate) runtime: PathBuf,
     pub(crate) jail_base: PathBuf,
-    pub(crate) cgroup_version: u8,
     /// `FILE=VALUE`.
     pub(crate) limits: Vec<String>,
     /// CPUs of the cpuset; empty: all.
@@ -140,7 +139,6 @@ impl JailerOrder {
         option("--gid", uid.into());
         option("--exec-file", self.runtime.clone().into());
         option("--chroot-base-dir", self.jail_base.clone().into());
-        option("--cgroup-version", self.cgroup_version.to_string().into());
         for limit in &self.limits {
             option("--cgroup", limit.into());
         }
@@ -220,7 +218,6 @@ mod tests {
             uid: 7,
             runtime: "/lib/husk-runtime".into(),
             jail_base: "/run/husk/jail".into(),
-            cgroup_version: 2,
             limits: vec!["pids.max=3".into()],
             cpus: vec![3, 1, 3],
         }
@@ -232,7 +229,7 @@ mod tests {
         assert_eq!(
             text.join(" "),
             "--id one --uid 7 --gid 7 --exec-file /lib/husk-runtime --chroot-base-dir /run/husk/jail \
-             --cgroup-version 2 --cgroup pids.max=3 --cpus 1,3 --control-fd 3 --"
+             --cgroup pids.max=3 --cpus 1,3 --control-fd 3 --"
         );
     }
 
