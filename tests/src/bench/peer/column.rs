@@ -1,8 +1,8 @@
 //! The peer as a column of the benchmark's table: the same stage names as husk's own.
 //!
 //! Owns the files that the peer's guest needs and the setting of the host that it is measured under. Refuses to run
-//! without `husk-peer-init` beside this executable or without a static busybox. Invariant: one run that does not count
-//! comes before those that do, and every one of those is traced alike.
+//! without a release build of `husk-peer-init` beside this executable or without a static busybox. Invariant: one run
+//! that does not count comes before those that do, and every one of those is traced alike.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,6 +15,8 @@ use crate::scratch::Scratch;
 
 /// PID 1 of the peer's guest, beside the benchmark's executable.
 const INIT: &str = "husk-peer-init";
+/// Its most, bytes: the peer's guest unpacks it at the peer's cost, and one built for debugging is ten times as large.
+const INIT_BYTES: usize = 1 << 20;
 const BUSYBOX: [&str; 3] = ["/usr/bin/busybox", "/bin/busybox", "/usr/local/bin/busybox"];
 
 impl Stages {
@@ -54,7 +56,7 @@ pub fn runs_of(programs: [&str; 3], shape: Shape, count: usize) -> Result<Vec<St
     let scratch = Scratch::new();
     let [firecracker, jailer, kernel] = programs.map(PathBuf::from);
     let image = scratch.path().join("peer-initrd.cpio");
-    fs::write(&image, initrd(&read(&init()?)?, Some(&read(&busybox()?)?)))
+    fs::write(&image, initrd(&init()?, Some(&read(&busybox()?)?)))
         .map_err(|error| format!("{}: {error}", image.display()))?;
     let files = Files { firecracker, jailer, kernel, initrd: image, rootfs: None };
     let peer = Peer::stage(&files, scratch.path()).map_err(|error| error.to_string())?;
@@ -65,10 +67,15 @@ pub fn runs_of(programs: [&str; 3], shape: Shape, count: usize) -> Result<Vec<St
     (0..count).map(|_| once().map(|stages| stages.stamps())).collect()
 }
 
-fn init() -> Result<PathBuf, String> {
+fn init() -> Result<Vec<u8>, String> {
     let own = std::env::current_exe().map_err(|error| format!("the benchmark's own path: {error}"))?;
     let path = own.with_file_name(INIT);
-    if path.is_file() { Ok(path) } else { Err(format!("no {}: build it with the benchmark", path.display())) }
+    let program = read(&path).map_err(|error| format!("{error}; build it with the benchmark"))?;
+    let (size, path) = (program.len(), path.display());
+    if size > INIT_BYTES {
+        return Err(format!("{path} has {size} bytes, {INIT_BYTES} are allowed: build it with --release"));
+    }
+    Ok(program)
 }
 
 fn busybox() -> Result<PathBuf, String> {
