@@ -2,8 +2,14 @@
 
 use std::io::Error;
 
+/// What the C library calls a request.
+#[cfg(target_env = "musl")]
+type Request = libc::c_int;
+#[cfg(not(target_env = "musl"))]
+type Request = libc::c_uint;
+
 /// `PTRACE_SECCOMP_GET_FILTER` (linux/ptrace.h).
-const GET_FILTER: libc::c_uint = 0x420c;
+const GET_FILTER: Request = 0x420c;
 
 /// One BPF instruction: code, jump if true, jump if false, operand.
 pub type Instruction = (u16, u8, u8, u32);
@@ -47,9 +53,7 @@ impl Drop for Traced {
     }
 }
 
-fn call(request: libc::c_uint, thread: libc::pid_t, address: usize, data: usize) -> Result<usize, Error> {
-    #[cfg(target_env = "musl")]
-    let request = libc::c_int::try_from(request).map_err(Error::other)?;
+fn call(request: Request, thread: libc::pid_t, address: usize, data: usize) -> Result<usize, Error> {
     #[expect(unsafe_code, reason = "ptrace has no safe wrapper")]
     // SAFETY: of the requests made here only GET_FILTER writes through `data`, and `filter` passes a buffer of as many
     // instructions as the kernel has just said.
