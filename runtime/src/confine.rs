@@ -96,6 +96,7 @@ pub fn deny_files() -> Result<Landlock, ConfineError> {
 /// # Errors
 /// [`ConfineError::Filter`].
 pub fn install(role: Role) -> Result<(), ConfineError> {
+    crate::report::set_role(role.name());
     Ok(husk_seccomp::install(role)?)
 }
 

@@ -67,7 +67,9 @@ pub fn receive(control: impl AsFd, now: bool) -> Result<Option<Received>, Contro
     if result.bytes == 0 {
         return Ok(None);
     }
-    if result.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+    // The buffer is rounded up, so one descriptor too many may fit it.
+    let cut = result.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC);
+    if cut || descriptors.len() > MAX_FILES {
         return Err(ControlError::TooLong);
     }
     let message = parse(&bytes[..result.bytes])?;

@@ -5,16 +5,22 @@
 //! would neither be killed by default actions nor abort. Refuses messages over the protocol's bound. Invariant: what
 //! runs in a signal handler allocates nothing and takes no lock.
 
-use crate::sys::{exit_now, monotonic_ns, send_raw, signal, thread_name};
+use crate::sys::{exit_now, monotonic_ns, send_raw, signal};
 use husk_protocol::control::{Fault, FromCell, MAX_MESSAGE, Stage};
 use husk_protocol::exit::RuntimeExit;
 use rustix::net::SendFlags;
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicI32, Ordering};
 
 /// The control descriptor, for handlers; -1 before it is known.
 static CONTROL: AtomicI32 = AtomicI32::new(-1);
+
+thread_local! {
+    /// What the thread is for. A constant without a destructor: reading it in a handler touches nothing else.
+    static ROLE: Cell<&'static str> = const { Cell::new("start") };
+}
 
 /// Longest text of a panic that is passed on, in bytes.
 const MAX_PANIC_TEXT: usize = 1024;
@@ -74,6 +80,11 @@ impl AsFd for Reporter {
     }
 }
 
+/// Names the calling thread's role in reports from now on.
+pub fn set_role(name: &'static str) {
+    ROLE.set(name);
+}
+
 /// Installs the panic hook and the handlers for SIGSYS, SIGSEGV, SIGBUS, SIGILL, SIGFPE and SIGABRT.
 ///
 /// # Errors
@@ -99,8 +110,8 @@ pub fn install_handlers(control: &impl AsFd) -> io::Result<()> {
 extern "C" fn on_denied_call(number: i32, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     let info = signal::info(number, info);
     let mut line = Line::failed("bug");
-    line.text(b"a thread (");
-    line.thread_name();
+    line.text(b"a thread (role ");
+    line.role();
     line.text(b") made system call ");
     line.decimal(info.syscall.unsigned_abs().into());
     if let Some(name) = husk_seccomp::call_name(info.syscall.unsigned_abs()) {
@@ -125,9 +136,9 @@ extern "C" fn on_fatal_signal(number: i32, info: *mut libc::siginfo_t, _: *mut l
         libc::SIGFPE => b"SIGFPE",
         _ => b"abort",
     });
-    line.text(b" in thread ");
-    line.thread_name();
-    line.text(b" at address 0x");
+    line.text(b" in a thread (role ");
+    line.role();
+    line.text(b") at address 0x");
     line.hexadecimal(info.address);
     line.send();
     exit_now(if host { RuntimeExit::Host } else { RuntimeExit::Bug } as u8);
@@ -171,11 +182,8 @@ impl Line {
         self.raw(text, 253);
     }
 
-    fn thread_name(&mut self) {
-        for byte in thread_name().into_iter().take_while(|&byte| byte != 0) {
-            let harmless = matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_');
-            self.text(&[if harmless { byte } else { b'?' }]);
-        }
+    fn role(&mut self) {
+        self.text(ROLE.get().as_bytes());
     }
 
     fn decimal(&mut self, number: u64) {

@@ -33,8 +33,6 @@ pub(crate) const MADV_POPULATE_WRITE: u32 = 23;
 
 /// `PR_SET_NAME`.
 pub(crate) const PR_SET_NAME: u32 = 15;
-/// `PR_GET_NAME`.
-pub(crate) const PR_GET_NAME: u32 = 16;
 /// `PR_SET_NO_NEW_PRIVS`.
 pub(crate) const PR_SET_NO_NEW_PRIVS: u32 = 38;
 /// `SECCOMP_SET_MODE_FILTER`.
@@ -55,6 +53,14 @@ pub(crate) const MSG_FLAGS_SEND: u32 = 0x4040;
 pub(crate) const MSG_FLAGS_RECEIVE: u32 = 0x40 | 0x20 | 0x4000_0000 | 0x2;
 /// `SOCK_CLOEXEC | SOCK_NONBLOCK`, also `EFD_` and `TFD_`.
 pub(crate) const CLOEXEC_NONBLOCK: u32 = 0x8_0800;
+/// `SOL_SOCKET`.
+pub(crate) const SOL_SOCKET: u32 = 1;
+/// `SO_TYPE`.
+pub(crate) const SO_TYPE: u32 = 3;
+/// `SO_ACCEPTCONN`.
+pub(crate) const SO_ACCEPTCONN: u32 = 30;
+/// `SO_DOMAIN`.
+pub(crate) const SO_DOMAIN: u32 = 39;
 /// Set or clear `O_NONBLOCK`.
 pub(crate) const FIONBIO: u32 = 0x5421;
 

@@ -22,23 +22,16 @@ pub(super) fn map(bytes: usize, backing: Backing, total: usize) -> Result<MmapRe
     if bytes == 0 || !bytes.is_multiple_of(page) {
         return Err(MemoryError::NotPages { bytes, page });
     }
-    let no_memory = |source| MemoryError::NoMemory { mib: total >> 20, source };
-    let (start, flags) = match backing {
-        Backing::Anonymous => (anonymous(bytes).map_err(no_memory)?, ANONYMOUS),
-        Backing::HugeTlb2M => (
-            mmap(bytes, PROT, HUGETLB).map_err(|source| MemoryError::NoHugePages {
-                needed: total / HUGE_PAGE,
-                free: free_huge_pages(total / HUGE_PAGE),
-                source,
-            })?,
-            HUGETLB,
-        ),
-    };
-    #[expect(unsafe_code, reason = "vm-memory does not align mappings")]
-    // SAFETY: `start` is the first of `bytes` bytes that were just mapped readable and writable and that nothing else
-    // knows of; they are never unmapped, so they outlive the region.
-    let region = unsafe { MmapRegion::build_raw(start.cast(), bytes, PROT.bits().cast_signed(), raw(flags)) };
-    region.map_err(|_| no_memory(Errno::INVAL))
+    match backing {
+        Backing::Anonymous => {
+            anonymous(bytes).map_err(|source| MemoryError::NoMemory { mib: total >> 20, source })
+        }
+        Backing::HugeTlb2M => region(bytes, HUGETLB).map_err(|source| MemoryError::NoHugePages {
+            needed: total / HUGE_PAGE,
+            free: free_huge_pages(total / HUGE_PAGE),
+            source,
+        }),
+    }
 }
 
 /// Makes the host back all of `region` with memory, as if each page had been written.
@@ -60,8 +53,13 @@ const ANONYMOUS: MapFlags = MapFlags::PRIVATE.union(MapFlags::NORESERVE);
 /// Without NORESERVE: the pages are set aside now, so that a shortage is an error and not a SIGBUS later.
 const HUGETLB: MapFlags = MapFlags::PRIVATE.union(MapFlags::HUGETLB).union(MapFlags::HUGE_2MB);
 
-fn raw(flags: MapFlags) -> i32 {
-    (flags.bits() | libc::MAP_ANONYMOUS.cast_unsigned()).cast_signed()
+/// A region where the kernel puts it, unmapped when it is dropped.
+fn region(bytes: usize, flags: MapFlags) -> Result<MmapRegion, Errno> {
+    let flags = (flags.bits() | libc::MAP_ANONYMOUS.cast_unsigned()).cast_signed();
+    MmapRegion::build(None, bytes, PROT.bits().cast_signed(), flags).map_err(|error| match error {
+        vm_memory::mmap::MmapRegionError::Mmap(error) => Errno::from_io_error(&error).unwrap_or(Errno::NOMEM),
+        _ => Errno::INVAL,
+    })
 }
 
 fn mmap(bytes: usize, prot: ProtFlags, flags: MapFlags) -> Result<*mut c_void, Errno> {
@@ -83,30 +81,37 @@ fn unmap(start: *mut c_void, bytes: usize) -> Result<(), Errno> {
     }
 }
 
-/// Anonymous memory whose start is a multiple of [`HUGE_PAGE`]: a little more is mapped and the ends given back.
-fn anonymous(bytes: usize) -> Result<*mut c_void, Errno> {
-    let start = mmap(bytes, PROT, ANONYMOUS)?;
-    let start = if start.addr().is_multiple_of(HUGE_PAGE) {
-        // Kernels since 6.7 align large mappings by themselves.
-        start
-    } else {
-        unmap(start, bytes)?;
-        let padded = bytes.checked_add(HUGE_PAGE).ok_or(Errno::NOMEM)?;
-        let start = mmap(padded, PROT, ANONYMOUS)?;
-        let before = start.addr().next_multiple_of(HUGE_PAGE) - start.addr();
-        let aligned = start.wrapping_byte_add(before);
-        unmap(start, before)?;
-        unmap(aligned.wrapping_byte_add(bytes), HUGE_PAGE - before)?;
-        aligned
-    };
+/// Anonymous memory whose start is a multiple of [`HUGE_PAGE`], huge pages advised.
+fn anonymous(bytes: usize) -> Result<MmapRegion, Errno> {
+    let mut region = region(bytes, ANONYMOUS)?;
+    if !region.as_ptr().addr().is_multiple_of(HUGE_PAGE) {
+        // Kernels since 6.7 align large mappings by themselves; for others, and for small ones, it is done here.
+        region = aligned(bytes)?;
+    }
     #[expect(unsafe_code, reason = "madvise(2) takes a pointer")]
-    // SAFETY: the range was just mapped; the advice changes no content.
-    let advised = unsafe { madvise(start, bytes, Advice::LinuxHugepage) };
+    // SAFETY: the range is the region's own mapping; the advice changes no content.
+    let advised = unsafe { madvise(region.as_ptr().cast(), bytes, Advice::LinuxHugepage) };
     match advised {
         // A kernel without transparent huge pages says EINVAL; the guest runs on small ones.
-        Ok(()) | Err(Errno::INVAL) => Ok(start),
+        Ok(()) | Err(Errno::INVAL) => Ok(region),
         Err(error) => Err(error),
     }
+}
+
+/// A little more is mapped and the ends given back. Never unmapped.
+fn aligned(bytes: usize) -> Result<MmapRegion, Errno> {
+    let padded = bytes.checked_add(HUGE_PAGE).ok_or(Errno::NOMEM)?;
+    let start = mmap(padded, PROT, ANONYMOUS)?;
+    let before = start.addr().next_multiple_of(HUGE_PAGE) - start.addr();
+    let aligned = start.wrapping_byte_add(before);
+    unmap(start, before)?;
+    unmap(aligned.wrapping_byte_add(bytes), HUGE_PAGE - before)?;
+    let flags = (ANONYMOUS.bits() | libc::MAP_ANONYMOUS.cast_unsigned()).cast_signed();
+    #[expect(unsafe_code, reason = "vm-memory does not align mappings")]
+    // SAFETY: `aligned` is the first of `bytes` bytes that were just mapped readable and writable and that nothing else
+    // knows of; they are never unmapped, so they outlive the region.
+    let region = unsafe { MmapRegion::build_raw(aligned.cast(), bytes, PROT.bits().cast_signed(), flags) };
+    region.map_err(|_| Errno::INVAL)
 }
 
 /// How many huge pages could be reserved, found by trying: the cell has no /sys. Fewer than `needed`.

@@ -44,16 +44,6 @@ pub fn adopt(number: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// The calling thread's name, zero-terminated; async-signal-safe (rustix's form allocates).
-#[must_use]
-pub fn thread_name() -> [u8; 16] {
-    let mut name = [0; 16];
-    #[expect(unsafe_code, reason = "prctl(2) without an allocation")]
-    // SAFETY: PR_GET_NAME writes at most 16 bytes, which `name` has.
-    let result = unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) };
-    if result == 0 { name } else { [0; 16] }
-}
-
 /// Sends one message on a socket of which only the number is known, without waiting; async-signal-safe.
 ///
 /// # Errors
@@ -77,12 +67,6 @@ mod tests {
         let null = std::fs::File::open("/dev/null").unwrap();
         let error = adopt(std::os::fd::AsRawFd::as_raw_fd(&null)).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ENOTSOCK));
-    }
-
-    #[test]
-    fn a_thread_knows_its_name() {
-        rustix::thread::set_name(c"husk-test").unwrap();
-        assert!(thread_name().starts_with(b"husk-test\0"));
     }
 
     #[test]

@@ -82,6 +82,13 @@ pub(crate) const RULES: &[Rule] = &[
     when("fcntl", &[is(1, F_GETFL)], "whether a drive was opened for writing"),
     when("fcntl", &[is(1, F_DUPFD_CLOEXEC)], "a descriptor for a second owner"),
     when("fcntl", &[is(1, F_SETFD), is(2, FD_CLOEXEC)], "the C library does so after F_DUPFD_CLOEXEC"),
+    when(
+        "getsockopt",
+        &[is(1, SOL_SOCKET), is(2, SO_DOMAIN)],
+        "whether a socket that came along is of its role's kind",
+    ),
+    when("getsockopt", &[is(1, SOL_SOCKET), is(2, SO_TYPE)], "the same: a stream"),
+    when("getsockopt", &[is(1, SOL_SOCKET), is(2, SO_ACCEPTCONN)], "the same: listening or connected"),
     when("ioctl", &[is(1, FIONBIO)], "sockets that came along do not block"),
     any("gettid", "the thread that a kick goes to"),
 ];

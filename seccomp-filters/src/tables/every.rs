@@ -5,7 +5,7 @@
 use crate::rule::Rule;
 use crate::tables::form::{any, is, is_long, when, within, within_int};
 use crate::values::{
-    F_GETFD, MAP_PRIVATE_ANONYMOUS, MREMAP_MAYMOVE, MSG_FLAGS_SEND, PR_GET_NAME, PROT_READ_WRITE, SIGABRT,
+    F_GETFD, MAP_PRIVATE_ANONYMOUS, MREMAP_MAYMOVE, MSG_FLAGS_SEND, PROT_READ_WRITE, SIGABRT,
 };
 
 /// See the module.
@@ -46,7 +46,6 @@ pub(crate) const RULES: &[Rule] = &[
         "reports on the control socket, also from a signal handler; only to a connected peer: no address",
     ),
     when("tkill", &[is(1, SIGABRT)], "abort: the C library signals the calling thread"),
-    when("prctl", &[is(0, PR_GET_NAME)], "the report of a denied call names its thread"),
     any("exit", "a thread ends"),
     any("exit_group", "the process ends, and with it the machine"),
 ];

@@ -159,8 +159,11 @@ fn flags_are_the_c_librarys() {
     assert_eq!(MADV_POPULATE_WRITE, word(libc::MADV_POPULATE_WRITE));
     assert_eq!(F_SETFD, word(libc::F_SETFD));
     assert_eq!(FD_CLOEXEC, word(libc::FD_CLOEXEC));
+    assert_eq!(SOL_SOCKET, word(libc::SOL_SOCKET));
+    assert_eq!(SO_TYPE, word(libc::SO_TYPE));
+    assert_eq!(SO_ACCEPTCONN, word(libc::SO_ACCEPTCONN));
+    assert_eq!(SO_DOMAIN, word(libc::SO_DOMAIN));
     assert_eq!(PR_SET_NAME, word(libc::PR_SET_NAME));
-    assert_eq!(PR_GET_NAME, word(libc::PR_GET_NAME));
     assert_eq!(PR_SET_NO_NEW_PRIVS, word(libc::PR_SET_NO_NEW_PRIVS));
     assert_eq!(SECCOMP_SET_MODE_FILTER, libc::SECCOMP_SET_MODE_FILTER);
     assert_eq!(F_GETFD, word(libc::F_GETFD));

@@ -110,7 +110,7 @@ fn write_page_tables(memory: &GuestMemory) -> Result<(), GuestMemoryError> {
     memory.write_obj(PDPT | PRESENT_WRITABLE, GuestAddress(PML4))?;
     memory.write_obj(PD | PRESENT_WRITABLE, GuestAddress(PDPT))?;
     let entries: Vec<u8> = (0..IDENTITY_MAPPED / LARGE_PAGE)
-        .flat_map(|page| (page * LARGE_PAGE | PRESENT_WRITABLE | LARGE).to_le_bytes())
+        .flat_map(|page| ((page * LARGE_PAGE) | PRESENT_WRITABLE | LARGE).to_le_bytes())
         .collect();
     memory.write_slice(&entries, GuestAddress(PD))?;
     let table = [0, 0, descriptor(CODE_64, 0xf_ffff), descriptor(DATA, 0xf_ffff), descriptor(TSS, 0x67)];
@@ -208,7 +208,7 @@ mod tests {
         memory.read_slice(&mut line, GuestAddress({ params.hdr.cmd_line_ptr }.into())).unwrap();
         assert_eq!(&line, b"quiet\0");
         let last: u64 = memory.read_obj(GuestAddress(PD + 511 * 8)).unwrap();
-        assert_eq!(last, 511 << 21 | 0x83);
+        assert_eq!(last, (511 << 21) | 0x83);
     }
 
     #[test]

@@ -32,6 +32,7 @@ pub(crate) const IDENTITY_MAPPED: u64 = 1 << 30;
 /// End of low memory and place of the MP tables: the last KiB below 640 KiB, where Linux looks for them.
 pub(crate) const MP_TABLE: u64 = 0x9fc00;
 /// Bytes for the MP tables.
+#[cfg(test)]
 pub(crate) const MP_TABLE_BYTES: usize = 0x400;
 /// Start of high memory; kernels and initrds go here and above.
 pub const HIMEM: u64 = 0x10_0000;
@@ -41,13 +42,13 @@ pub const GAP_START: u64 = 3 << 30;
 /// End of the hole for memory-mapped devices.
 pub const GAP_END: u64 = 4 << 30;
 /// The virtio-mmio windows, one after the other.
-pub const MMIO_START: u64 = 0xd000_0000;
+pub(super) const MMIO_START: u64 = 0xd000_0000;
 /// Bytes of a virtio-mmio window.
 pub const MMIO_BYTES: u64 = 0x1000;
 /// Interrupts of virtio-mmio devices: what a PC leaves free, up to the I/O APIC's last pin.
-pub const FIRST_IRQ: u32 = 5;
+pub(super) const FIRST_IRQ: u32 = 5;
 /// The I/O APIC's last pin.
-pub const LAST_IRQ: u32 = 23;
+pub(super) const LAST_IRQ: u32 = 23;
 /// Most virtio-mmio devices.
 pub const MAX_SLOTS: usize = (LAST_IRQ - FIRST_IRQ + 1) as usize;
 
