@@ -24,6 +24,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -219,7 +220,10 @@ static void set_size(int terminal, int rows, int columns)
 /* In the forked child: becomes the command, or exits 126 or 127 as a shell does. */
 static void become(const struct order *order, const int ends[3], int terminal)
 {
+	/* As a service manager sets it; the kernel's own hard limit for its first process is 4096. */
+	static const struct rlimit files = {.rlim_cur = 1024, .rlim_max = 524288};
 	sigset_t none;
+	setrlimit(RLIMIT_NOFILE, &files);
 	sigemptyset(&none);
 	setsid();
 	if (terminal >= 0)

@@ -61,7 +61,7 @@ class Machine:
         share, daemon_end = self._start_virtiofsd()
         self.virtiofsd = daemon_end
         passed = [share]
-        argv = [QEMU, *self._fixed(options), "-kernel", kernel_dir + "/vmlinux", "-initrd", initramfs,
+        argv = [QEMU, *self._fixed(options), "-kernel", kernel_dir + "/kernel", "-initrd", initramfs,
                 "-append", " ".join([CMDLINE, "lab.cgroup=" + options.cgroup, options.append]),
                 "-chardev", "socket,id=fs,fd=%d" % share.fileno(),
                 "-device", "vhost-user-fs-pci,chardev=fs,tag=host,queue-size=1024",
