@@ -140,7 +140,13 @@ impl Cell {
         let status = self.process.as_mut().map(Child::try_wait).transpose();
         match status.map(Option::flatten) {
             Ok(None) => Ok(()),
-            Ok(Some(status)) if status.success() && self.shape.confinement == Confinement::Full => Ok(()),
+            Ok(Some(status)) if status.success() && self.shape.confinement == Confinement::Full => {
+                let monitor = self.monitor()?;
+                if Path::new("/proc").join(monitor.to_string()).exists() {
+                    return Ok(());
+                }
+                Err(self.failed("process", io::Error::other("it ended early")))
+            }
             Ok(Some(status)) => {
                 Err(self.failed("process", io::Error::other(format!("it ended early, {status}"))))
             }
