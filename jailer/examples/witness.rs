@@ -84,7 +84,7 @@ fn interfaces() -> Vec<(String, bool)> {
         // SAFETY: all zero is a request without a name.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
         for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-            *to = from.cast_signed() as libc::c_char;
+            *to = libc::c_char::from_ne_bytes([from]);
         }
         // SAFETY: the request outlives the call, which writes into it.
         unsafe { libc::syscall(libc::SYS_ioctl, socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) };

@@ -162,7 +162,7 @@ mod tests {
         assert!(error("/").contains("not a regular file"), "{}", error("/"));
         assert!(error("/dev/null").contains("not a regular file"));
         assert!(error("/proc/self/exe").contains("symbolic link"));
-        assert!(error("/nonexistent").contains("No such file"));
+        assert!(error("/proc/nonesuch").contains("No such file"));
         assert!(error("/etc/passwd").contains("not executable"));
     }
 }

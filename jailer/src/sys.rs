@@ -134,8 +134,7 @@ pub(crate) fn reset_signals() -> Result<(), Errno> {
     if result == 0 { Ok(()) } else { Err(last_error()) }
 }
 
-/// `struct sigaction` of the kernel, not of a C library. aarch64 has no restorer; a longer struct does no harm there:
-/// all of it is zero.
+/// `struct sigaction` of the kernel, not of a C library; the same on x86_64 and aarch64.
 #[repr(C)]
 struct KernelSigaction {
     handler: usize,

@@ -41,7 +41,7 @@ fn what_exists_is_refused_whatever_it_is() {
     fs::create_dir(program.join("directory")).unwrap();
     fs::write(program.join("file"), b"").unwrap();
     symlink("/etc", program.join("link")).unwrap();
-    symlink("/nonexistent", program.join("dangling")).unwrap();
+    symlink(scratch.0.join("nowhere"), program.join("dangling")).unwrap();
     rustix::fs::mknodat(CWD, program.join("fifo"), rustix::fs::FileType::Fifo, Mode::from_raw_mode(0o600), 0)
         .unwrap();
     for id in ["directory", "file", "link", "dangling", "fifo"] {
@@ -49,7 +49,7 @@ fn what_exists_is_refused_whatever_it_is() {
         assert!(matches!(error, JailError::Exists(_)), "{id}: {error}");
         assert!(error.to_string().contains(id));
     }
-    assert!(!PathBuf::from("/nonexistent").exists());
+    assert!(!scratch.0.join("nowhere").exists());
     assert!(!PathBuf::from("/etc/root").exists());
 }
 

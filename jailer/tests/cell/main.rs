@@ -134,7 +134,7 @@ fn what_cannot_be_is_refused_by_name_and_leaves_nothing() {
     refuses(&world, "x", &["--cgroup", "pids.none=1"], &["pids.none", "no such file"], operator);
     refuses(&world, "x", &["--cgroup", "nonesuch.max=1"], &["nonesuch", "not offered"], Fault::Host);
     refuses(&world, "x", &["--resource-limit", "files=1"], &["files", "no-file"], operator);
-    refuses(&world, "x", &["--netns", "/nonexistent"], &["/nonexistent", "No such file"], operator);
+    refuses(&world, "x", &["--netns", "/proc/nonesuch"], &["/proc/nonesuch", "No such file"], operator);
     refuses(&world, "x", &["--frobnicate"], &["--frobnicate"], operator);
     refuses(&world, "x", &["--cgroup-version", "3"], &["cgroup-version", "1 or 2"], operator);
     let dynamic = std::env::var_os("SHELL").unwrap_or_else(|| "/bin/bash".into());

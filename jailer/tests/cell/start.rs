@@ -35,12 +35,19 @@ impl World {
     /// None: this machine cannot make cells; the test is named as skipped.
     pub(crate) fn new(test: &str) -> Option<Self> {
         let lock = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-        if !rustix::process::geteuid().is_root() {
+        let lacking = if !cfg!(target_env = "musl") {
+            Some("a static target (x86_64-unknown-linux-musl)")
+        } else if !rustix::process::geteuid().is_root() {
+            Some("root")
+        } else {
+            None
+        };
+        if let Some(lacking) = lacking {
             // Not println!, which the test harness swallows.
             use std::io::Write;
             drop(
                 std::io::stderr()
-                    .write_all(format!("HUSK-SKIP jailer cell::{test}: needs root\n").as_bytes()),
+                    .write_all(format!("HUSK-SKIP jailer cell::{test}: needs {lacking}\n").as_bytes()),
             );
             return None;
         }
