@@ -109,7 +109,10 @@ impl Drop for Process {
     fn drop(&mut self) {
         if self.end.is_none() {
             self.kill();
-            let _ = self.reap();
+            // One that hangs in the kernel is left to whoever inherits it.
+            if self.wait(Duration::from_secs(1)) {
+                let _ = self.reap();
+            }
         }
     }
 }

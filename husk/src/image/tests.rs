@@ -74,7 +74,7 @@ fn empty_files_directories_fifos_and_devices_are_told_apart() {
     assert!(open("/", Access::File).contains("is a directory; a plain file is needed"));
     assert!(open("/", Access::WritableDisk).contains("is a directory"));
     assert!(open("/dev/null", Access::Disk).contains("character device"));
-    assert!(open("/nonexistent", Access::File).contains("rootfs /nonexistent: No such file"));
+    assert!(open("/no/such/file", Access::File).contains("rootfs /no/such/file: No such file"));
     let fifo = std::env::temp_dir().join(format!("husk-image-fifo-{}", std::process::id()));
     rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
     let error = open(fifo.to_str().unwrap(), Access::File);

@@ -69,9 +69,9 @@ fn a_cache_that_cannot_be_written_is_named() {
 
 #[test]
 fn a_missing_directory_is_named() {
-    let packer = Packer { cache: Some("/nonexistent/cache".into()), signals: None, talkative: false };
-    let error = packer.image_of(Path::new("/nonexistent/tree")).unwrap_err().to_string();
-    assert!(error.contains("/nonexistent/tree"), "{error}");
+    let packer = Packer { cache: Some("/no/such/cache".into()), signals: None, talkative: false };
+    let error = packer.image_of(Path::new("/no/such/tree")).unwrap_err().to_string();
+    assert!(error.contains("/no/such/tree"), "{error}");
 }
 
 #[test]

@@ -4,15 +4,18 @@
 //! bytes leave in the order in which they came, and each byte is credited exactly once, when it is disposed of.
 
 use husk_protocol::exec::{INITIAL_CREDIT, MAX_PAYLOAD};
-use rustix::fs::{FileType, Mode, OFlags, fstat, open};
+use rustix::fs::{FileType, Mode, OFlags, fstat, major, makedev, open};
 use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
+use rustix::termios::isatty;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// Credit is returned in portions of at least this, so that credits are few.
 const PORTION: u32 = 64 * 1024;
 /// A pipe that polls writable takes this much at once without blocking (PIPE_BUF).
 const SURE: usize = 4096;
+/// Major number of /dev/null, /dev/full and the like.
+const MEMORY_DEVICES: u32 = 1;
 
 /// How bytes are written without blocking.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -173,18 +176,24 @@ impl AsFd for Sink {
 /// A way to write to `fd` without blocking, and without switching a description that others share to non-blocking.
 fn way_to(fd: BorrowedFd<'_>) -> Result<(OwnedFd, Way), Errno> {
     let own = || rustix::io::fcntl_dupfd_cloexec(fd, 3);
-    let kind = FileType::from_raw_mode(fstat(fd)?.st_mode);
-    match kind {
+    let status = fstat(fd)?;
+    match FileType::from_raw_mode(status.st_mode) {
         FileType::Socket => Ok((own()?, Way::Socket)),
-        FileType::Fifo | FileType::CharacterDevice => {
-            // Opened anew it is a description of our own. A regular file must not be: it would lose its offset.
-            let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-            let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-            match open(path, flags, Mode::empty()) {
-                Ok(own) => Ok((own, Way::Straight)),
-                Err(_) => Ok((own()?, Way::Careful)),
-            }
-        }
+        FileType::Fifo => reopened(fd),
+        FileType::CharacterDevice if major(status.st_rdev) == MEMORY_DEVICES => Ok((own()?, Way::Straight)),
+        // Opened anew, a terminal's master end would be another terminal's, and other devices may have only one user.
+        FileType::CharacterDevice if isatty(fd) && status.st_rdev != makedev(5, 2) => reopened(fd),
+        FileType::CharacterDevice => Ok((own()?, Way::Careful)),
         _ => Ok((own()?, Way::Straight)),
+    }
+}
+
+/// A description of our own for the same pipe or terminal. A regular file must not be opened so: it would lose its offset.
+fn reopened(fd: BorrowedFd<'_>) -> Result<(OwnedFd, Way), Errno> {
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    match open(path, flags, Mode::empty()) {
+        Ok(own) => Ok((own, Way::Straight)),
+        Err(_) => Ok((rustix::io::fcntl_dupfd_cloexec(fd, 3)?, Way::Careful)),
     }
 }

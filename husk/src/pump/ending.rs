@@ -1,0 +1,202 @@
+//! When and how a sandbox is ended.
+//!
+//! Owns the deadlines. Refuses to wait for ever for anything but a reader of output who takes his time. Invariant: the
+//! first reason to end is the one that is told, and after a kill the loop is over within [`DEATH_PATIENCE`].
+
+use super::Pump;
+use crate::outcome::Cause;
+use husk_protocol::control::Stage;
+use husk_protocol::exec::Frame;
+use std::time::{Duration, Instant};
+
+/// A command may take this long over a signal.
+const SIGNAL_PATIENCE: Duration = Duration::from_secs(10);
+/// A guest may take this long to unmount its drives when its time is up.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(2);
+/// A cell may take this long to explain itself after its channel or machine has ended.
+const EXPLANATION_PATIENCE: Duration = Duration::from_secs(3);
+/// Processes may take this long to die after SIGKILL.
+const DEATH_PATIENCE: Duration = Duration::from_secs(10);
+/// Output may take this long to reach its reader after a kill.
+const FLUSH_PATIENCE: Duration = Duration::from_millis(500);
+
+/// What will happen when.
+#[derive(Debug)]
+pub(super) struct Clock {
+    limits: super::Limits,
+    boot: Instant,
+    total: Option<Instant>,
+    /// The first signal was sent on; the sandbox is killed then, with this as the reason.
+    signal: Option<(Instant, i32)>,
+    /// Asked to end in order; it is killed then.
+    graceful: Option<Instant>,
+    /// Killed; what is not dead or flushed by then is given up.
+    killed: Option<Instant>,
+    /// Something of it has ended; the rest is killed then.
+    explanation: Option<Instant>,
+}
+
+impl Clock {
+    pub(super) fn new(limits: super::Limits) -> Self {
+        let now = Instant::now();
+        Self {
+            limits,
+            boot: now + limits.boot,
+            total: limits.total.map(|total| now + total),
+            signal: None,
+            graceful: None,
+            killed: None,
+            explanation: None,
+        }
+    }
+
+    /// Stamps the kill, once.
+    pub(super) fn stamp_kill(&mut self) {
+        self.killed.get_or_insert_with(Instant::now);
+    }
+
+    pub(super) fn was_killed(&self) -> bool {
+        self.killed.is_some()
+    }
+}
+
+impl Pump<'_> {
+    /// A signal that asks for the end: the command's to heed once, and ours after that.
+    pub(super) fn first_or_second(&mut self, number: i32) {
+        let nobody_to_ask = !self.timeline.has(Stage::Executed) || self.session.heard.exit.is_some();
+        if self.clock.signal.is_some() || nobody_to_ask {
+            self.end(Cause::Signal(number));
+            return;
+        }
+        self.clock.signal = Some((Instant::now() + SIGNAL_PATIENCE, number));
+        let result = self.session.signal(number);
+        self.check(result);
+    }
+
+    /// What follows from what was seen in this turn.
+    pub(super) fn draw_conclusions(&mut self) {
+        let heard = &self.session.heard;
+        if heard.no_reader && self.clock.signal.is_none() && heard.exit.is_none() {
+            // As in a pipeline: a command whose reader went away gets SIGPIPE.
+            self.first_or_second(libc::SIGPIPE);
+        }
+        let heard = &self.session.heard;
+        let fatal = heard.fatal.is_some();
+        if heard.exit.is_some() || (fatal && !self.timeline.has(Stage::Ready)) {
+            // All is said. A killed runtime frees the machine faster than an orderly one.
+            self.control_is_done();
+        } else if heard.exec_failed.is_some() || fatal {
+            // The guest unmounts its drives all the same.
+            self.clock.graceful.get_or_insert(Instant::now() + SHUTDOWN_PATIENCE);
+        }
+        let runtime_ended = self.cell.runtime.as_ref().is_some_and(|runtime| runtime.end().is_some());
+        let jailer_failed = self.cell.jailer.end().is_some() && self.cell.runtime.is_none();
+        // A cell that has failed says how it ended, and ends, by itself.
+        let cell_ended = self.evidence.failed.is_some() || self.evidence.ended.is_some();
+        if self.session.heard.ended || runtime_ended || jailer_failed || cell_ended {
+            self.clock.explanation.get_or_insert(Instant::now() + EXPLANATION_PATIENCE);
+        }
+        if jailer_failed && self.control.has_ended() {
+            self.kill();
+        }
+    }
+
+    /// Nothing more is expected of the cell.
+    fn control_is_done(&mut self) {
+        if let Some(runtime) = &self.cell.runtime {
+            runtime.kill();
+        }
+        self.clock.explanation.get_or_insert(Instant::now() + EXPLANATION_PATIENCE);
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        let clock = &self.clock;
+        let running = clock.killed.is_none();
+        let booting = running && clock.graceful.is_none() && !self.timeline.has(Stage::Ready);
+        let boot = Some(clock.boot).filter(|_| booting);
+        let total = clock.total.filter(|_| running && clock.graceful.is_none() && !self.has_said_all());
+        let signal = clock.signal.map(|(at, _)| at).filter(|_| running && !self.has_said_all());
+        let graceful = clock.graceful.filter(|_| running);
+        let explanation = clock.explanation.filter(|_| running && !self.processes_are_gone());
+        let killed = clock
+            .killed
+            .map(|at| at + if self.processes_are_gone() { FLUSH_PATIENCE } else { DEATH_PATIENCE });
+        [boot, total, signal, graceful, explanation, killed].into_iter().flatten().min()
+    }
+
+    fn has_said_all(&self) -> bool {
+        self.session.heard.exit.is_some()
+    }
+
+    pub(super) fn check_deadlines(&mut self) {
+        if self.clock.killed.is_some() {
+            return;
+        }
+        let now = Instant::now();
+        if let Some((at, number)) = self.clock.signal
+            && now >= at
+            && !self.has_said_all()
+        {
+            self.end(Cause::Signal(number));
+        } else if self.clock.graceful.is_some_and(|at| now >= at) {
+            self.kill();
+        } else if self.clock.explanation.is_some_and(|at| now >= at) && !self.processes_are_gone() {
+            self.end(Cause::Silence);
+        } else if now >= self.clock.boot && !self.timeline.has(Stage::Ready) && self.clock.graceful.is_none()
+        {
+            self.never_ready();
+        } else if let Some(total) = self.clock.limits.total
+            && self.clock.total.is_some_and(|at| now >= at)
+            && self.clock.graceful.is_none()
+            && !self.has_said_all()
+        {
+            self.time_is_up(total);
+        }
+    }
+
+    /// Ends the guest in order, so that its drives are clean.
+    fn time_is_up(&mut self, total: Duration) {
+        self.evidence.cause.get_or_insert(Cause::Timeout(total));
+        if self.timeline.has(Stage::Ready) {
+            self.clock.graceful = Some(Instant::now() + SHUTDOWN_PATIENCE);
+            let result = self.session.say(&Frame::Shutdown);
+            self.check(result);
+        } else {
+            self.kill();
+        }
+    }
+
+    /// Ends a guest that does not boot; the runtime is asked for the console's last lines.
+    fn never_ready(&mut self) {
+        self.evidence.cause.get_or_insert(Cause::BootTimeout(self.clock.limits.boot));
+        if self.cell.runtime.is_some() && self.control.stop().is_ok() {
+            self.clock.graceful = Some(Instant::now() + SHUTDOWN_PATIENCE);
+        } else {
+            self.kill();
+        }
+    }
+
+    /// Whether nothing of the cell runs or speaks any more. After a kill a control socket that still has another end is
+    /// not waited for: a clone of the jailer that was never announced may hold it, and is found by its cgroup.
+    fn processes_are_gone(&self) -> bool {
+        let runtime = self.cell.runtime.as_ref().is_none_or(|runtime| runtime.end().is_some());
+        runtime && self.cell.jailer.end().is_some() && (self.control.has_ended() || self.clock.was_killed())
+    }
+
+    pub(super) fn is_over(&mut self) -> bool {
+        if let Some(killed) = self.clock.killed {
+            let patience = if self.processes_are_gone() { FLUSH_PATIENCE } else { DEATH_PATIENCE };
+            if killed.elapsed() >= patience {
+                return true;
+            }
+        }
+        let heard = &self.session.heard;
+        let said_all = heard.report.is_some() || heard.exit.is_some() || self.evidence.ended.is_some();
+        if said_all && self.clock.graceful.is_some() && self.clock.killed.is_none() {
+            // The orderly end is over before its time.
+            self.kill();
+        }
+        let drained = self.session.heard.ended || self.session.heard.exit.is_some();
+        self.processes_are_gone() && drained && self.session.is_flushed() && self.cell.jailer_stderr.is_none()
+    }
+}
