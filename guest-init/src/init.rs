@@ -3,10 +3,11 @@
 //! a reset.
 
 use crate::console;
+use crate::fault::ServeError;
 use crate::identity;
 use crate::mounts::{MountsError, mount_dev, mount_sys};
 use crate::poll::timespec;
-use crate::server::{Place, ServeError, Server};
+use crate::server::{Place, Server};
 use crate::sys;
 use husk_protocol::exec::PORT;
 use rustix::event::{PollFd, PollFlags};

@@ -14,6 +14,7 @@ mod command;
 mod console;
 mod disk;
 mod ending;
+mod fault;
 mod identity;
 pub mod init;
 mod mounts;

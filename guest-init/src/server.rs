@@ -2,14 +2,14 @@
 //! what has been agreed with the host so far; refuses frames out of their order. Invariant: nothing here blocks but the
 //! one wait, and the mounts before [`Frame::Ready`].
 
-use crate::channel::{Channel, ChannelError};
+use crate::channel::Channel;
 use crate::ending::{Cause, Ending, Stage};
-use crate::identity::{self, IdentityError};
+use crate::fault::ServeError;
+use crate::identity;
 use crate::poll::{Events, Poll, Slot, Token, Watch};
-use crate::root::{self, RootError, WritableDrive};
+use crate::root::{self, WritableDrive};
 use crate::session::Session;
 use crate::spawn::setup;
-use crate::stream::Overrun;
 use crate::sys;
 use husk_protocol::exec::{
     EncodeError, Exec, Frame, GuestHello, Hello, Identity, MAX_SESSIONS, Mounts, Stream, VERSION,
@@ -32,40 +32,6 @@ pub(crate) enum Place {
     /// The first process of a PID namespace in somebody else's machine: mounts and identities are acknowledged and left
     /// as they are.
     Namespace,
-}
-
-/// The guest cannot go on.
-#[derive(Debug, thiserror::Error)]
-pub enum ServeError {
-    /// The connection.
-    #[error(transparent)]
-    Channel(#[from] ChannelError),
-    /// The host sent what it had no credit for.
-    #[error("the host broke the exec protocol: {0}")]
-    Overrun(#[from] Overrun),
-    /// The host said something out of order.
-    #[error("the host broke the exec protocol: {frame} {why}")]
-    Order {
-        /// What it said.
-        frame: &'static str,
-        /// What is wrong with that.
-        why: &'static str,
-    },
-    /// The root or a drive.
-    #[error(transparent)]
-    Root(#[from] RootError),
-    /// The identity.
-    #[error(transparent)]
-    Identity(#[from] IdentityError),
-    /// The event loop.
-    #[error("PID 1 cannot wait for events: {0}")]
-    Loop(Errno),
-}
-
-impl From<EncodeError> for ServeError {
-    fn from(error: EncodeError) -> Self {
-        Self::Channel(error.into())
-    }
 }
 
 /// What the host has said so far.
@@ -166,7 +132,7 @@ impl Server {
 
     fn obey(&mut self, frame: Frame) -> Result<(), ServeError> {
         if !self.agreed.hello && !matches!(frame, Frame::Hello(_)) {
-            return Err(out_of_order(&frame, "came before Hello"));
+            return Err(ServeError::order(&frame, "came before Hello"));
         }
         match frame {
             Frame::Hello(hello) => self.greet(&hello),
@@ -191,7 +157,7 @@ impl Server {
                 Ok(())
             }),
             Frame::Shutdown => self.end(Cause::Shutdown),
-            other => Err(out_of_order(&other, "is not the host's to say")),
+            other => Err(ServeError::order(&other, "is not the host's to say")),
         }
     }
 
@@ -405,27 +371,4 @@ impl Server {
         let mut info = Vec::with_capacity(size_of::<libc::signalfd_siginfo>());
         let _ = rustix::io::read(&self.children, spare_capacity(&mut info));
     }
-}
-
-fn out_of_order(frame: &Frame, why: &'static str) -> ServeError {
-    let frame = match frame {
-        Frame::Hello(_) => "Hello",
-        Frame::GuestHello(_) => "GuestHello",
-        Frame::Mounts(_) => "Mounts",
-        Frame::Identity(_) => "Identity",
-        Frame::Ready => "Ready",
-        Frame::Fatal(_) => "Fatal",
-        Frame::Exec(..) => "Exec",
-        Frame::Started(_) => "Started",
-        Frame::ExecFailed(..) => "ExecFailed",
-        Frame::Data(..) => "Data",
-        Frame::Close(..) => "Close",
-        Frame::Credit(..) => "Credit",
-        Frame::Resize(..) => "Resize",
-        Frame::Signal(..) => "Signal",
-        Frame::Exit(..) => "Exit",
-        Frame::Shutdown => "Shutdown",
-        Frame::Report(_) => "Report",
-    };
-    ServeError::Order { frame, why }
 }

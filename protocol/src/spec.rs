@@ -306,9 +306,10 @@ mod tests {
 
     #[test]
     fn an_unknown_key_is_named() {
-        let error = serde_json::from_str::<RawSpec>(r#"{"boot-source": {"kernel_image_path": "k", "kernel": 1}}"#)
-            .unwrap_err()
-            .to_string();
+        let error =
+            serde_json::from_str::<RawSpec>(r#"{"boot-source": {"kernel_image_path": "k", "kernel": 1}}"#)
+                .unwrap_err()
+                .to_string();
         assert!(error.contains("unknown field `kernel`"), "{error}");
     }
 

@@ -39,7 +39,7 @@ pub enum Frame {
     Exec(u32, Exec),
     /// Guest: the command was executed.
     Started(u32),
-    /// Guest: it was not.
+    /// Guest: it was not. For a `last` session this is its end, and comes after `Report` as an `Exit` would.
     ExecFailed(u32, ExecFailure),
     /// Bytes of a stream: at least one, at most [`MAX_PAYLOAD`].
     Data(u32, Stream, Vec<u8>),
@@ -56,7 +56,7 @@ pub enum Frame {
     Exit(u32, Exit),
     /// Host: end everything: kill all processes, sync, unmount; answered with `Report`.
     Shutdown,
-    /// Guest: how its end went; before the last session's `Exit`, or as the answer to `Shutdown`.
+    /// Guest: how its end went; before the last session's `Exit` or `ExecFailed`, or as the answer to `Shutdown`.
     Report(GuestReport),
 }
 
@@ -282,6 +282,30 @@ impl Frame {
             Self::Exit(session, it) => put(out, kind::EXIT, *session, it),
             Self::Shutdown => put_raw(out, kind::SHUTDOWN, 0, &[]),
             Self::Report(it) => put(out, kind::REPORT, 0, it),
+        }
+    }
+
+    /// What it is called, for messages.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Hello(_) => "Hello",
+            Self::GuestHello(_) => "GuestHello",
+            Self::Mounts(_) => "Mounts",
+            Self::Identity(_) => "Identity",
+            Self::Ready => "Ready",
+            Self::Fatal(_) => "Fatal",
+            Self::Exec(..) => "Exec",
+            Self::Started(..) => "Started",
+            Self::ExecFailed(..) => "ExecFailed",
+            Self::Data(..) => "Data",
+            Self::Close(..) => "Close",
+            Self::Credit(..) => "Credit",
+            Self::Resize(..) => "Resize",
+            Self::Signal(..) => "Signal",
+            Self::Exit(..) => "Exit",
+            Self::Shutdown => "Shutdown",
+            Self::Report(_) => "Report",
         }
     }
 
