@@ -15,6 +15,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/kvm.h>
 #include <poll.h>
 #include <pty.h>
 #include <signal.h>
@@ -356,6 +357,36 @@ static void drain(int signals)
 	}
 }
 
+/* Keeps a virtual machine with one idle CPU for as long as L1 lives. KVM patches kernel code when its first machine is
+ * made and its last one goes, and as local APICs are turned on; the emulator now and then loses the race with another
+ * CPU that runs that code (an int3 that nobody knows). With this machine there, the code is patched once, and while one
+ * CPU alone is online. Without /dev/kvm there is nothing to patch. */
+static void keep_machine(void)
+{
+	int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+	int machine = kvm < 0 ? -1 : ioctl(kvm, KVM_CREATE_VM, 0);
+	if (machine < 0)
+		return;
+	fcntl(machine, F_SETFD, FD_CLOEXEC);
+	if (ioctl(machine, KVM_CREATE_IRQCHIP) == 0 && ioctl(machine, KVM_CREATE_VCPU, 0) < 0)
+		perror("lab: agent: the kept machine's CPU");
+}
+
+/* The kernel was started with maxcpus=1: all that boot patches was patched without a race. */
+static void start_other_cpus(void)
+{
+	for (int cpu = 1;; cpu++) {
+		char path[64];
+		snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%d/online", cpu);
+		int fd = open(path, O_WRONLY | O_CLOEXEC);
+		if (fd < 0)
+			return;
+		if (write_all(fd, "1", 1) < 0)
+			die(path);
+		close(fd);
+	}
+}
+
 int main(void)
 {
 	sigset_t mask;
@@ -367,6 +398,8 @@ int main(void)
 	if (signals < 0 || streams == MAP_FAILED)
 		die("start");
 
+	keep_machine();
+	start_other_cpus();
 	control = open_port(CONTROL, O_RDWR);
 	/* A blocking write to a port spins in the driver, with a lock held, for as long as the caller does not read. */
 	for (int fd = 0; fd < 3; fd++)

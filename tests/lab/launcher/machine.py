@@ -15,8 +15,10 @@ QEMU = "qemu-system-x86_64"
 PORTS = ("control", "stdin", "stdout", "stderr")
 CONSOLE_LINES = 200
 
+# maxcpus=1: the agent starts the others once the kernel has patched itself; noreplace-smp and lpj: without them each
+# start patches and measures for a second.
 CMDLINE = (
-    "console=ttyS0 quiet loglevel=4 panic=-1 oops=panic nokaslr tsc=reliable no_timer_check nowatchdog "
+    "console=ttyS0 maxcpus=1 noreplace-smp lpj=10000000 quiet loglevel=4 panic=-1 oops=panic nokaslr tsc=reliable no_timer_check nowatchdog "
     "rcupdate.rcu_cpu_stall_suppress=1 audit=0 random.trust_cpu=on lsm=landlock,lockdown,yama,loadpin,safesetid,bpf "
     "transparent_hugepage=madvise reboot=t cryptomgr.notests"
 )
