@@ -109,6 +109,11 @@ def run(opts):
 
 def main():
     """Ends without waiting for threads that may be blocked on the caller's descriptors."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:  # closed by the caller: no socket of ours may come to stand in its place
+            os.open(os.devnull, os.O_RDWR)
     try:
         status = run(options())
     except subprocess.CalledProcessError:

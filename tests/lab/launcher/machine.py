@@ -41,11 +41,17 @@ class Console:
         self.thread.start()
 
     def _run(self):
-        while data := self.sock.recv(65536):
+        while data := self._receive():
             if self.echo:
                 os.write(2, data)
             *lines, self.rest = (self.rest + data).split(b"\n")
             self.lines.extend(lines)
+
+    def _receive(self):
+        try:
+            return self.sock.recv(65536)
+        except ConnectionResetError:
+            return b""
 
     def tail(self, count):
         """The last lines as text; waits a moment for what is under way."""

@@ -9,6 +9,7 @@ import errno
 import os
 import select
 import signal
+import socket
 import termios
 import threading
 import time
@@ -49,6 +50,14 @@ class Order:
         return b"".join(os.fsencode(field) + b"\0" for field in fields)
 
 
+def receive(sock):
+    """The next bytes; none when L1 is gone."""
+    try:
+        return sock.recv(CHUNK)
+    except ConnectionResetError:
+        return b""
+
+
 class Copy(threading.Thread):
     """L1's output port to one of the caller's descriptors."""
 
@@ -59,7 +68,7 @@ class Copy(threading.Thread):
 
     def run(self):
         discard = False
-        while data := self.sock.recv(CHUNK):
+        while data := receive(self.sock):
             view = memoryview(data)
             while view and not discard:
                 try:
@@ -84,10 +93,10 @@ def feed(sock):
             if not data:
                 break
             sock.sendall(data)
-        sock.shutdown(1)
     except OSError as error:
-        if error.errno == errno.EIO or error.errno == errno.EBADF:  # terminal gone, or no standard input at all
-            sock.shutdown(1)
+        if error.errno != errno.EIO:  # not the caller's terminal that is gone, but L1
+            return
+    sock.shutdown(socket.SHUT_WR)
 
 
 class Session:
@@ -182,10 +191,7 @@ class Session:
 
     def _receive(self):
         """Handles what the agent says."""
-        try:
-            data = self.control.recv(CHUNK)
-        except ConnectionResetError:
-            data = b""
+        data = receive(self.control)
         if not data:
             self.machine.qemu.wait(5)
             raise Failure("L1 died")
