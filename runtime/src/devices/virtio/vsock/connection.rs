@@ -204,8 +204,10 @@ impl Connection {
     pub(super) fn forwarded(&mut self, count: u32) {
         self.forwarded = self.forwarded.wrapping_add(count);
         // Told late, so that few packets go; told before the guest's view of the window closes, so that it never stops
-        // while the host reads. Any packet tells it too.
-        if self.forwarded.wrapping_sub(self.reported) >= self.window / 2 {
+        // while the host reads. Any packet tells it too. A Linux guest sends no more than its own buffer's size ahead,
+        // however large the window is.
+        let ahead = self.window.min(self.guest_window);
+        if self.forwarded.wrapping_sub(self.reported) >= (ahead / 2).max(1) {
             self.untold.credit = true;
         }
     }

@@ -176,7 +176,7 @@ fn end_of_data(peer: &mut Peer, end: &io::Result<usize>) {
 }
 
 impl Exchange {
-    /// Sends the guest what it has buffers and credit for, until others have to come first.
+    /// Sends the guest what it has buffers and credit for, until others have to come first. The caller signals.
     pub(super) fn receive(&mut self) -> Result<(), QueueError> {
         self.inbound.budget = BUDGET;
         while self.serve_one()? {}
@@ -186,7 +186,7 @@ impl Exchange {
         if self.held_up && self.strays.len() < super::exchange::MOST_STRAYS {
             self.outbound.kick_again();
         }
-        self.inbound.queue.signal()
+        Ok(())
     }
 
     /// Serves the first that waits; false if nobody does, or there is no buffer.

@@ -21,7 +21,7 @@ use vm_memory::Permissions;
 const PACKETS: u32 = 64;
 
 impl Exchange {
-    /// Takes packets from the guest until there are none, or others have to come first.
+    /// Takes packets from the guest until there are none, or others have to come first. The caller signals.
     pub(super) fn transmit(&mut self, host: &mut HostSide) -> Result<(), QueueError> {
         self.outbound.acknowledge_kick();
         self.outbound.refuse_kicks()?;
@@ -29,11 +29,11 @@ impl Exchange {
             self.held_up = self.strays.len() >= MOST_STRAYS;
             if self.held_up {
                 // Whoever sends the strays kicks again.
-                return self.outbound.signal();
+                return Ok(());
             }
             match self.outbound.pop(&mut self.chain)? {
                 Popped::Empty if self.outbound.want_kicks()? => {}
-                Popped::Empty => return self.outbound.signal(),
+                Popped::Empty => return Ok(()),
                 popped => {
                     let chain = std::mem::take(&mut self.chain);
                     if popped == Popped::Malformed || !self.packet(host, &chain) {
@@ -45,7 +45,7 @@ impl Exchange {
             }
         }
         self.outbound.kick_again();
-        self.outbound.signal()
+        Ok(())
     }
 
     /// Takes one packet; false if it is none.

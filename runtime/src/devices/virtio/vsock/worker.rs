@@ -90,7 +90,10 @@ impl Worker for VsockWorker {
         }
         drop(host);
         self.tell_reset().map_err(failed(EVENT))?;
-        self.exchange.receive().map_err(failed(RECEIVE))
+        self.exchange.receive().map_err(failed(RECEIVE))?;
+        // Both at the end: the queues share an interrupt, and two in a row are one to the guest.
+        self.exchange.outbound.signal().map_err(failed(TRANSMIT))?;
+        self.exchange.inbound.queue.signal().map_err(failed(RECEIVE))
     }
 
     fn drain(&mut self, _deadline: Instant) -> Result<Vec<(u16, Queue)>, Busy> {

@@ -70,6 +70,7 @@ fn item_12_each_phase_allows_its_own_packets_only() {
 #[test]
 fn data_is_counted_and_reported_when_half_the_window_went_by() {
     let mut connection = open();
+    let data = |len| Header { buf_alloc: 9999, ..data(len) };
     assert_eq!(connection.incoming(&data(499)), Ok(Incoming::Data(499)));
     connection.forwarded(499);
     assert!(!connection.has_control());
@@ -78,6 +79,22 @@ fn data_is_counted_and_reported_when_half_the_window_went_by() {
     let update = connection.next_control().unwrap();
     assert_eq!((update.op(), update.fwd_cnt, update.buf_alloc), (Some(Op::CreditUpdate), 500, WINDOW));
     assert!(!connection.has_control());
+}
+
+/// A Linux guest (6.12's stable series) waits for credit after as many bytes as its own buffer holds.
+#[test]
+fn a_guest_with_a_small_buffer_hears_earlier() {
+    let mut connection = open();
+    for round in 1..100 {
+        assert_eq!(connection.incoming(&data(250)), Ok(Incoming::Data(250)));
+        connection.forwarded(249);
+        assert!(!connection.has_control());
+        connection.forwarded(1);
+        assert_eq!(connection.next_control().unwrap().fwd_cnt, 250 * round);
+    }
+    connection.incoming(&Header { buf_alloc: 0, ..packet(Op::CreditUpdate) }).unwrap();
+    connection.forwarded(0);
+    assert!(!connection.has_control(), "nothing new to tell");
 }
 
 #[test]
