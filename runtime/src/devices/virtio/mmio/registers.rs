@@ -116,6 +116,8 @@ impl Registers {
             mmio::VIRTIO_MMIO_VENDOR_ID => VENDOR,
             mmio::VIRTIO_MMIO_DEVICE_FEATURES => half(self.offered, self.device_features_sel),
             mmio::VIRTIO_MMIO_QUEUE_NUM_MAX => queue.map_or(0, |index| self.maxima[index].into()),
+            // Linux looks whether a queue is off right after it asked for a reset.
+            mmio::VIRTIO_MMIO_QUEUE_READY if self.resetting => 0,
             mmio::VIRTIO_MMIO_QUEUE_READY => queue.map_or(0, |index| self.queues[index].ready.into()),
             mmio::VIRTIO_MMIO_STATUS => self.status,
             // No shared memory region has any length (4.2.2: all ones).

@@ -164,6 +164,7 @@ fn a_reset_under_way_takes_nothing() {
         assert_eq!(registers.write(offset, 0), Effect::None);
     }
     assert_eq!(registers.read(mmio::VIRTIO_MMIO_STATUS), before);
+    assert_eq!(registers.read(mmio::VIRTIO_MMIO_QUEUE_READY), 0);
     registers.reset();
     assert_eq!(registers.read(mmio::VIRTIO_MMIO_STATUS), 0);
     assert_eq!(registers.acknowledged(), 0);
