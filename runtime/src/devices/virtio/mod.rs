@@ -171,3 +171,6 @@ pub(crate) fn read_from(config: &[u8], offset: u64, data: &mut [u8]) {
     let len = rest.len().min(data.len());
     data[..len].copy_from_slice(&rest[..len]);
 }
+
+#[cfg(test)]
+mod tests;
