@@ -13,6 +13,7 @@ use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// The control descriptor, for handlers; -1 before it is known.
 static CONTROL: AtomicI32 = AtomicI32::new(-1);
@@ -29,21 +30,32 @@ const MAX_PANIC_TEXT: usize = 1024;
 #[derive(Debug)]
 pub struct Reporter {
     control: OwnedFd,
+    /// What is told with the next message.
+    held: Mutex<Vec<FromCell>>,
 }
 
 impl Reporter {
     /// Reports on `control`.
     #[must_use]
     pub fn new(control: OwnedFd) -> Self {
-        Self { control }
+        Self { control, held: Mutex::new(Vec::new()) }
     }
 
-    /// Sends one message; waits while husk does not read.
+    /// Sends one message, after those that were held; waits while husk does not read.
     ///
     /// # Errors
     /// `EPIPE` if husk is gone, `EMSGSIZE` if the message is over the protocol's bound.
     pub fn send(&self, message: &FromCell) -> io::Result<()> {
+        let held = std::mem::take(&mut *self.held.lock().unwrap_or_else(PoisonError::into_inner));
+        for message in &held {
+            self.send_with(message, SendFlags::NOSIGNAL)?;
+        }
         self.send_with(message, SendFlags::NOSIGNAL)
+    }
+
+    /// Sends `message` before the next one that is sent: nobody waits for it, and waking husk takes time from the boot.
+    pub fn hold(&self, message: FromCell) {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).push(message);
     }
 
     /// Sends one message if it can be sent at once: for what a guest can cause.
@@ -54,9 +66,9 @@ impl Reporter {
         self.send_with(message, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
     }
 
-    /// Tells that `stage` is passed now. A husk that is gone is noticed by the control loop, not here.
+    /// Notes that `stage` is passed now; told with the next message.
     pub fn stage(&self, stage: Stage) {
-        let _gone = self.send(&FromCell::Stage { stage, at_ns: monotonic_ns() });
+        self.hold(FromCell::Stage { stage, at_ns: monotonic_ns() });
     }
 
     fn send_with(&self, message: &FromCell, flags: SendFlags) -> io::Result<()> {
@@ -258,10 +270,16 @@ mod tests {
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
         let reporter = Reporter::new(ours);
-        reporter.stage(Stage::Runtime);
         let mut buffer = [0; 256];
-        let (length, _) = rustix::net::recv(&theirs, &mut buffer[..], RecvFlags::empty()).unwrap();
-        assert!(matches!(parse(&buffer[..length]), FromCell::Stage { stage: Stage::Runtime, .. }));
+        let mut next = |flags| {
+            rustix::net::recv(&theirs, &mut buffer[..], flags).map(|(length, _)| parse(&buffer[..length]))
+        };
+        reporter.stage(Stage::Runtime);
+        assert_eq!(next(RecvFlags::DONTWAIT), Err(rustix::io::Errno::AGAIN), "held until something is sent");
+        let request = FromCell::VsockConnect { request: 1, port: 2 };
+        reporter.send(&request).unwrap();
+        assert!(matches!(next(RecvFlags::empty()), Ok(FromCell::Stage { stage: Stage::Runtime, .. })));
+        assert_eq!(next(RecvFlags::empty()), Ok(request));
     }
 
     #[test]

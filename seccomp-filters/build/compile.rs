@@ -1,15 +1,13 @@
-//! From rules to BPF and to source text, with `seccompiler` doing the translation.
+//! From tables to programs and to source text.
 //!
 //! Owns the merge (rules of the target, each once, the unconditional one swallowing its narrower kin). Every call's
-//! rules keep their order, so what a table puts first is tested first. Calls themselves are tested in the order of
-//! their numbers; those without argument tests cost nothing, for the kernel caches them in a bitmap.
+//! rules keep their order, so what a table puts first is tested first. Calls without argument tests cost nothing at run
+//! time, for the kernel caches them in a bitmap.
 
-use crate::rule::{Arch, Arg, Role, Rule, Width};
+use crate::rule::{Arch, Arg, Role, Rule};
 use crate::syscalls::SYSCALLS;
-use seccompiler::{
-    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch,
-};
+use crate::tree::{self, Call};
+use seccompiler::BpfProgram;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -26,12 +24,9 @@ pub(crate) enum Error {
     /// A rule that nobody can audit.
     #[error("rule for {0}: no reason")]
     NoReason(&'static str),
-    /// The translation failed.
-    #[error("rule for {call}: {source}")]
-    Rule { call: &'static str, source: BackendError },
-    /// The whole is too long.
-    #[error("filter: {0}")]
-    Filter(BackendError),
+    /// More tests than a jump reaches over.
+    #[error("a filter needs a jump over {0} instructions")]
+    TooFar(usize),
     /// The output.
     #[error("{}: {source}", path.display())]
     Write { path: PathBuf, source: std::io::Error },
@@ -57,36 +52,20 @@ pub(crate) fn merge(groups: &[&[Rule]], target: Arch) -> Vec<Rule> {
 
 /// The BPF program of `rules`: what no rule allows traps, another architecture's call kills.
 pub(crate) fn program(rules: &[Rule], target: Arch) -> Result<BpfProgram, Error> {
-    let mut chains: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
+    let mut calls: BTreeMap<u32, Vec<&Rule>> = BTreeMap::new();
     for rule in rules {
         let number = number(rule.call, target).ok_or(Error::UnknownCall(rule.call))?;
         if rule.reason.is_empty() {
             return Err(Error::NoReason(rule.call));
         }
-        let chain = chains.entry(i64::from(number)).or_default();
-        if !rule.args.is_empty() {
-            let because = |source| Error::Rule { call: rule.call, source };
-            let conditions = rule.args.iter().map(condition).collect::<Result<_, _>>().map_err(because)?;
-            chain.push(SeccompRule::new(conditions).map_err(because)?);
-        }
+        calls.entry(number).or_default().push(rule);
     }
-    let arch = if target == Arch::X86_64 { TargetArch::x86_64 } else { TargetArch::aarch64 };
-    SeccompFilter::new(chains, SeccompAction::Trap, SeccompAction::Allow, arch)
-        .and_then(BpfProgram::try_from)
-        .map_err(Error::Filter)
+    let calls: Vec<Call<'_>> = calls.into_iter().map(|(number, rules)| Call { number, rules }).collect();
+    tree::program(&calls, target)
 }
 
 fn number(call: &str, target: Arch) -> Option<u32> {
     SYSCALLS.iter().find(|entry| entry.name == call)?.number(target)
-}
-
-fn condition(arg: &Arg) -> Result<SeccompCondition, BackendError> {
-    let (width, all) = match arg.width {
-        Width::Low32 => (SeccompCmpArgLen::Dword, u64::from(u32::MAX)),
-        Width::Full64 => (SeccompCmpArgLen::Qword, u64::MAX),
-    };
-    let test = if arg.mask == all { SeccompCmpOp::Eq } else { SeccompCmpOp::MaskedEq(arg.mask) };
-    SeccompCondition::new(arg.index, width, test, arg.value)
 }
 
 /// The table as a static of the crate.

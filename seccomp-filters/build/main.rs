@@ -15,6 +15,7 @@ mod tables;
 mod values;
 
 mod compile;
+mod tree;
 
 use rule::{Arch, Role};
 use std::path::PathBuf;

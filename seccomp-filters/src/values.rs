@@ -24,6 +24,8 @@ pub(crate) const MAP_WHILE_BUILDING: u64 =
 pub(crate) const MREMAP_MAYMOVE: u64 = 1;
 /// Transparent huge pages for guest memory.
 pub(crate) const MADV_HUGEPAGE: u32 = 14;
+/// Small pages for guest memory of which little is used.
+pub(crate) const MADV_NOHUGEPAGE: u32 = 15;
 /// Guest memory stays out of core dumps.
 pub(crate) const MADV_DONTDUMP: u32 = 16;
 /// Populate page tables for reading.

@@ -102,7 +102,7 @@ fn load(machine: &Machine, files: BootFiles, reporter: &Reporter) -> Result<(), 
     }
     if let Some(vcpu) = machine.first_vcpu() {
         arch::set_entry(vcpu, entry)?;
-        let _gone = reporter.send(&arch::guest_clock(vcpu)?);
+        reporter.hold(arch::guest_clock(vcpu)?);
     }
     Ok(())
 }

@@ -60,6 +60,7 @@ pub(crate) const RULES: &[Rule] = &[
         "guest memory, the kernel image, the vCPUs' shared pages, threads' stacks; never executable",
     ),
     when("madvise", &[is(2, MADV_HUGEPAGE)], "guest memory in transparent huge pages"),
+    when("madvise", &[is(2, MADV_NOHUGEPAGE)], "but not low memory, of which a boot uses some KiB"),
     when("madvise", &[is(2, MADV_DONTDUMP)], "guest memory stays out of core dumps"),
     when("madvise", &[is(2, MADV_POPULATE_READ)], "pre-fault of what is only read"),
     when("madvise", &[is(2, MADV_POPULATE_WRITE)], "pre-fault of guest memory"),

@@ -163,6 +163,7 @@ fn flags_are_the_c_librarys() {
     assert_eq!(SO_TYPE, word(libc::SO_TYPE));
     assert_eq!(SO_ACCEPTCONN, word(libc::SO_ACCEPTCONN));
     assert_eq!(SO_DOMAIN, word(libc::SO_DOMAIN));
+    assert_eq!(MADV_NOHUGEPAGE, word(libc::MADV_NOHUGEPAGE));
     assert_eq!(PR_SET_NAME, word(libc::PR_SET_NAME));
     assert_eq!(PR_SET_NO_NEW_PRIVS, word(libc::PR_SET_NO_NEW_PRIVS));
     assert_eq!(SECCOMP_SET_MODE_FILTER, libc::SECCOMP_SET_MODE_FILTER);
