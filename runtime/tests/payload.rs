@@ -2,6 +2,8 @@
 //!
 //! Needs /dev/kvm (a software KVM suffices); without it each test says `HUSK-SKIP` and why.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 use husk_protocol::control::{EndReason, Ended, Fault, FromCell, Stage};
 use husk_protocol::exit::RuntimeExit;
 use rustix::net::{
