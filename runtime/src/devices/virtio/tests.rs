@@ -111,15 +111,16 @@ fn items_1_to_5_random_descriptors_break_nothing() {
         seed ^= seed << 17;
         seed % limit
     };
+    let pick = |number| usize::try_from(number).unwrap();
     for _ in 0..20_000 {
         for _ in 0..4 {
-            let addr = [random(0x80_0000), HEADER, DATA, random(u64::MAX), 0x7f_fff0][random(5) as usize];
-            let len = [16, 1, 512, u32::MAX, 0, 4096, 17][random(7) as usize];
+            let addr = [random(0x80_0000), HEADER, DATA, random(u64::MAX), 0x7f_fff0][pick(random(5))];
+            let len = [16, 1, 512, u32::MAX, 0, 4096, 17][pick(random(7))];
             let index = u16::try_from(random(8)).unwrap();
             let flags = u16::try_from(random(8)).unwrap();
             bench.rings[0].describe(index, (addr, len, flags, u16::try_from(random(10)).unwrap()));
         }
-        let sector = [0, random(3000), random(u64::MAX)][random(3) as usize];
+        let sector = [0, random(3000), random(u64::MAX)][pick(random(3))];
         bench.write(HEADER, &u32::try_from(random(12)).unwrap().to_le_bytes());
         bench.write(HEADER + 8, &sector.to_le_bytes());
         let head = u16::try_from(random(8)).unwrap();
