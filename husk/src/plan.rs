@@ -20,6 +20,8 @@ pub(crate) const MOST_MEMORY_MIB: u64 = 4 << 20;
 const MOST_DEVICES: usize = 19;
 /// Bytes of a drive's id that the guest sees as the disk's serial.
 const LONGEST_DRIVE_ID: usize = 20;
+/// Longest kernel command line of a configuration; with the devices' declarations it must fit Linux's 2048 bytes.
+const LONGEST_BOOT_ARGS: usize = 1024;
 /// The root's drive id.
 const ROOT: &str = "husk-root";
 /// Memory that a guest needs beside kernel and initrd, at least, in MiB.
@@ -87,6 +89,11 @@ pub(crate) enum PlanError {
         /// What to do.
         instead: &'static str,
     },
+    /// A kernel command line that cannot be one.
+    #[error(
+        "config: boot-source.boot_args {0:?} is not allowed; at most {LONGEST_BOOT_ARGS} printable ASCII characters"
+    )]
+    BootArgs(String),
     /// A user that cannot be one.
     #[error("--user {0:?} is not NAME, UID, NAME:GROUP or UID:GID")]
     User(String),
@@ -199,6 +206,13 @@ fn check_base(base: &RawSpec) -> Result<(), PlanError> {
     let key = |given: bool, key, instead| if given { Err(PlanError::Key { key, instead }) } else { Ok(()) };
     key(base.exec.is_some(), "exec", "husk makes the exec channel itself")?;
     key(base.console.is_some(), "console", "use --console")?;
+    if let Some(words) = &base.boot_source.boot_args {
+        let right =
+            words.len() <= LONGEST_BOOT_ARGS && words.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+        if !right {
+            return Err(PlanError::BootArgs(crate::text::line(words)));
+        }
+    }
     let files = [Some(&base.boot_source.kernel_image_path), base.boot_source.initrd_path.as_ref()];
     let drives = base.drives.iter().map(|drive| &drive.path_on_host);
     let socket = base.vsock.as_ref().and_then(|vsock| vsock.uds_path.as_ref());

@@ -54,6 +54,11 @@ fn what_cannot_be_is_refused_under_its_name() {
     assert!(refused(options(), &base).contains("drive_id \"a\""));
     let base = RawSpec { drives: vec![drive("a/b", false)], ..RawSpec::default() };
     assert!(refused(options(), &base).contains("a/b"));
+    for wrong in ["a\0b", "a\nb", "ä", &"x".repeat(1025)] {
+        let mut base = RawSpec::default();
+        base.boot_source.boot_args = Some(wrong.into());
+        assert!(refused(options(), &base).contains("boot_args"));
+    }
     let mut base = RawSpec::default();
     base.boot_source.kernel_image_path = FileRef::Fd(0);
     assert!(refused(options(), &base).contains("{\"fd\": N}"));
