@@ -32,7 +32,7 @@ impl OnTerminal {
         tcsetwinsize(&slave, Winsize { ws_row: rows, ws_col: cols, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
         let stream = || Stdio::from(slave.try_clone().unwrap());
         let mut command = Command::new("setsid");
-        command.arg("--ctty").arg(binary()).args(args);
+        command.args(["--wait", "--ctty"]).arg(binary()).args(args);
         command.stdin(stream()).stdout(stream()).stderr(stream()).process_group(0);
         let child = command.spawn().unwrap();
         let keys = File::from(master);
