@@ -9,7 +9,7 @@ use rustix::fs::{FlockOperation, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::fs::{DirBuilder, File};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -284,9 +284,7 @@ impl Registration {
     pub(crate) fn publish(&self, record: &Record) -> Result<(), StateError> {
         let (draft, path) = (self.directory.join("state.new"), self.directory.join("state.json"));
         let write = || {
-            let mut file = File::create(&draft)?;
-            serde_json::to_writer(&mut file, record)?;
-            file.flush()?;
+            std::fs::write(&draft, serde_json::to_vec(record)?)?;
             std::fs::rename(&draft, &path)
         };
         write().map_err(io_error(&path))
