@@ -96,7 +96,7 @@ class Machine:
         listener = socket.socket(socket.AF_UNIX)
         listener.bind("")
         listener.listen(1)
-        process = children(VIRTIOFSD, "--fd=%d" % listener.fileno(), "-f", "-o", "source=/", "-o", "cache=always", "-o", "timeout=1",
+        process = children(VIRTIOFSD, "--fd=%d" % listener.fileno(), "-f", "-o", "source=/", "-o", "cache=always", "-o", "timeout=1", "-o", "xattr",
                            "-o", "sandbox=chroot", "-o", "log_level=err", stdin=subprocess.DEVNULL,
                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, pass_fds=[listener.fileno()])
         share = socket.socket(socket.AF_UNIX)
