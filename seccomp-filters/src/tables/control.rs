@@ -10,7 +10,7 @@ use crate::values::VCPU_KICK_SIGNAL;
 pub(crate) const RULES: &[Rule] = &[
     any("epoll_pwait", "waits for husk and for the vCPUs"),
     any("epoll_ctl", "takes the control socket out of the wait once it has ended"),
-    any("read", "eventfds"),
+    any("read", "eventfds: the ends of vCPUs, the guest's reset"),
     any("recvmsg", "a message of husk, with its descriptors"),
     any("sendmsg", "a message to husk"),
     when("tkill", &[is(1, VCPU_KICK_SIGNAL)], "takes a vCPU thread out of the guest; no other signal"),

@@ -7,12 +7,12 @@ use super::CMDLINE_BYTES;
 use crate::arch::Slot;
 
 /// What every default command line says:
-/// no messages on the way (each byte is an exit); a reset ends the machine by a triple fault, at once, and a panic
-/// resets; the CPU's random numbers are trusted, there is nothing else to seed from; the clock is the host's and needs
+/// a reset ends the machine by a triple fault, at once, and a panic resets; the CPU's random numbers are trusted, there is nothing else to seed from; the clock is the host's and needs
 /// no watchdog; there is no timer interrupt to check.
-const COMMON: &str = "quiet reboot=t panic=-1 random.trust_cpu=on tsc=reliable no_timer_check";
-/// Console off: the 8250 driver does not even probe; a panic still prints, by the early console.
-const CONSOLE_OFF: &str = "8250.nr_uarts=0 earlyprintk=serial,ttyS0,115200,keep";
+const COMMON: &str = "reboot=t panic=-1 random.trust_cpu=on tsc=reliable no_timer_check";
+/// Console off: no messages on the way (each byte is an exit), and the 8250 driver does not even probe; a panic still
+/// prints, by the early console.
+const CONSOLE_OFF: &str = "quiet 8250.nr_uarts=0 earlyprintk=serial,ttyS0,115200,keep";
 /// Console on.
 const CONSOLE_ON: &str = "console=ttyS0";
 
