@@ -28,7 +28,7 @@ fn options() -> Result<Options, String> {
     let mut options = Options {
         skips: None,
         summary: None,
-        deadline: Duration::from_secs(600),
+        deadline: Duration::from_secs(1200),
         filter: std::env::var("HUSK_TESTS_FILTER").unwrap_or_default(),
         executables: Vec::new(),
     };
