@@ -91,21 +91,24 @@ impl<W: Write> Archive<W> {
             name_size as u64,
             0,
         ];
+        // One write an entry: the output is not buffered, so that a file's content goes over without a detour.
         let mut header = String::from(MAGIC);
         for field in fields {
             use std::fmt::Write;
             let _ = write!(header, "{field:08X}");
         }
-        self.out.write_all(header.as_bytes())?;
-        self.out.write_all(name.as_bytes())?;
-        self.out.write_all(&[0])?;
-        self.pad((header.len() + name_size) as u64)
+        header.push_str(name);
+        header.push('\0');
+        while header.len() % 4 != 0 {
+            header.push('\0');
+        }
+        self.out.write_all(header.as_bytes())
     }
 
     fn pad(&mut self, written: u64) -> io::Result<()> {
         let padding = [0_u8; 3];
-        let missing = (4 - written % 4) % 4;
-        self.out.write_all(padding.get(..usize::try_from(missing).unwrap_or(0)).unwrap_or_default())
+        let missing = usize::try_from((4 - written % 4) % 4).unwrap_or(0);
+        self.out.write_all(padding.get(..missing).unwrap_or_default())
     }
 }
 
