@@ -25,7 +25,7 @@ const ARCHITECTURE: u32 = 4;
 const ARGUMENTS: u32 = 16;
 
 /// Calls that are compared one after the other in a leaf: fewer make the tree deeper and the program longer.
-const CALLS_A_LEAF: usize = 4;
+const CALLS_A_LEAF: usize = 6;
 
 /// A call and its rules; none of them has argument tests, or all have.
 pub(crate) struct Call<'a> {

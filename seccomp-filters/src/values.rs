@@ -26,10 +26,6 @@ pub(crate) const MREMAP_MAYMOVE: u64 = 1;
 pub(crate) const MADV_HUGEPAGE: u32 = 14;
 /// Small pages for guest memory of which little is used.
 pub(crate) const MADV_NOHUGEPAGE: u32 = 15;
-/// Guest memory stays out of core dumps.
-pub(crate) const MADV_DONTDUMP: u32 = 16;
-/// Populate page tables for reading.
-pub(crate) const MADV_POPULATE_READ: u32 = 22;
 /// Populate page tables for writing.
 pub(crate) const MADV_POPULATE_WRITE: u32 = 23;
 
@@ -78,27 +74,17 @@ pub(crate) const KVM_GET_VCPU_MMAP_SIZE: u32 = 0xae04;
 pub(crate) const KVM_CREATE_VCPU: u32 = 0xae41;
 /// Puts host memory into the guest.
 pub(crate) const KVM_SET_USER_MEMORY_REGION: u32 = 0x4020_ae46;
-/// Routes interrupt lines to the controllers' pins.
-pub(crate) const KVM_SET_GSI_ROUTING: u32 = 0x4008_ae6a;
 /// Makes an eventfd raise an interrupt.
 pub(crate) const KVM_IRQFD: u32 = 0x4020_ae76;
 /// Makes a guest's write signal an eventfd.
 pub(crate) const KVM_IOEVENTFD: u32 = 0x4040_ae79;
 /// Enters the guest.
 pub(crate) const KVM_RUN: u32 = 0xae80;
-/// Sets whether a vCPU runs or waits for its start.
-pub(crate) const KVM_SET_MP_STATE: u32 = 0x4004_ae99;
-/// Switches a capability on.
-pub(crate) const KVM_ENABLE_CAP: u32 = 0x4068_aea3;
 
 /// x86_64: which CPUID leaves KVM can offer.
 pub(crate) const KVM_GET_SUPPORTED_CPUID: u32 = 0xc008_ae05;
-/// x86_64: which model-specific registers KVM knows.
-pub(crate) const KVM_GET_MSR_INDEX_LIST: u32 = 0xc004_ae02;
 /// x86_64: where Intel's real mode keeps its task state.
 pub(crate) const KVM_SET_TSS_ADDR: u32 = 0xae47;
-/// x86_64: where Intel's real mode keeps its page table.
-pub(crate) const KVM_SET_IDENTITY_MAP_ADDR: u32 = 0x4008_ae48;
 /// x86_64: the in-kernel interrupt controllers.
 pub(crate) const KVM_CREATE_IRQCHIP: u32 = 0xae60;
 /// x86_64: reads general registers.
@@ -113,12 +99,6 @@ pub(crate) const KVM_SET_SREGS: u32 = 0x4138_ae84;
 pub(crate) const KVM_GET_MSRS: u32 = 0xc008_ae88;
 /// x86_64: writes model-specific registers.
 pub(crate) const KVM_SET_MSRS: u32 = 0x4008_ae89;
-/// x86_64: writes the floating-point state.
-pub(crate) const KVM_SET_FPU: u32 = 0x41a0_ae8d;
-/// x86_64: reads the local interrupt controller.
-pub(crate) const KVM_GET_LAPIC: u32 = 0x8400_ae8e;
-/// x86_64: writes the local interrupt controller.
-pub(crate) const KVM_SET_LAPIC: u32 = 0x4400_ae8f;
 /// x86_64: which CPUID leaves the guest sees.
 pub(crate) const KVM_SET_CPUID2: u32 = 0x4008_ae90;
 /// x86_64: reads the rate of the time stamp counter.
