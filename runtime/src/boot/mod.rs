@@ -12,14 +12,17 @@ mod image;
 pub use error::BootError;
 
 use crate::arch::{self, Entry, Loaded, Slot, cmdline};
-use crate::memory::{GuestMemory, read_file};
+use crate::memory::{GuestMemory, HUGE_PAGE, prefer_small_pages, read_file};
 use crate::spec::BootSpec;
 use error::Role;
 use image::Image;
+use std::collections::BTreeMap;
 use std::fs::File;
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend};
 
 const PAGE: u64 = 4096;
+/// Up to so many bytes are cheaper read into small pages, faulted one by one, than into a huge page that is cleared before.
+const SPARSE: u64 = 64 << 10;
 
 /// A part of a file and its place in guest memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +84,9 @@ pub fn load(
         return Err(BootError::CmdlineOverKernels { length: line.len(), allowed: plan.max_cmdline });
     }
     let initrd = initrd.map(|file| place_initrd(file, &plan, memory, kernel_end)).transpose()?;
+    for window in sparse_windows(plan.segments.iter().chain(initrd.iter().map(|(_, segment)| segment))) {
+        prefer_small_pages(memory, GuestAddress(window), HUGE_PAGE);
+    }
     for segment in plan.segments.iter().filter(|segment| segment.file_bytes > 0) {
         fill(memory, kernel, Role::Kernel, segment)?;
     }
@@ -165,6 +171,24 @@ fn place_initrd<'a>(
         return Err(BootError::InitrdTooLarge { size, room });
     }
     Ok((file, Segment { offset: 0, file_bytes: size, address, memory_bytes: size }))
+}
+
+/// Huge pages' places of which no more than [`SPARSE`] bytes are going to be read from files.
+fn sparse_windows<'a>(segments: impl Iterator<Item = &'a Segment>) -> Vec<u64> {
+    const WINDOW: u64 = HUGE_PAGE as u64;
+    let mut windows: BTreeMap<u64, u64> = BTreeMap::new();
+    for segment in segments {
+        let end = segment.address + segment.file_bytes;
+        let first = segment.address / WINDOW;
+        let last = end.saturating_sub(1).max(segment.address) / WINDOW;
+        // What lies between the first and the last one is full.
+        for window in if first == last { vec![first] } else { vec![first, last] } {
+            let start = window * WINDOW;
+            let inside = end.min(start + WINDOW) - segment.address.max(start);
+            *windows.entry(start).or_default() += inside;
+        }
+    }
+    windows.into_iter().filter(|&(_, bytes)| bytes > 0 && bytes <= SPARSE).map(|(window, _)| window).collect()
 }
 
 /// A length that was found to lie within a mapped region, so that it fits.

@@ -305,3 +305,17 @@ fn a_bzimages_own_bound_of_the_command_line_holds() {
     let error = Try { args: &args, ..Try::default() }.refused(&bzimage(5000));
     assert!(error.contains("this kernel takes 100"), "{error}");
 }
+
+#[test]
+fn windows_with_little_in_them_are_sparse() {
+    let segment =
+        |address: u64, file_bytes: u64| Segment { offset: 0, file_bytes, address, memory_bytes: 3 * MIB };
+    let sparse = |segments: &[Segment]| sparse_windows(segments.iter());
+    assert_eq!(sparse(&[segment(16 * MIB, 8192)]), [16 * MIB]);
+    assert_eq!(sparse(&[segment(16 * MIB, SPARSE)]), [16 * MIB]);
+    assert!(sparse(&[segment(16 * MIB, SPARSE + 1)]).is_empty());
+    assert!(sparse(&[segment(16 * MIB, SPARSE), segment(17 * MIB, 1)]).is_empty(), "they share a window");
+    assert_eq!(sparse(&[segment(16 * MIB, 6 * MIB + 1)]), [22 * MIB], "only the end of the last");
+    assert_eq!(sparse(&[segment(18 * MIB - 5, 4 * MIB + 10)]), [16 * MIB, 22 * MIB]);
+    assert!(sparse(&[segment(16 * MIB, 0)]).is_empty());
+}

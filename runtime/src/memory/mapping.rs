@@ -39,6 +39,14 @@ pub(super) fn map(
     }
 }
 
+/// Asks for small pages at `length` bytes from `start`, as far as the region goes.
+pub(super) fn prefer_small_pages(region: &GuestRegionMmap, start: usize, length: usize) {
+    let mapping = region.get_mmap();
+    let length = length.min(mapping.size().saturating_sub(start));
+    // Advice: a mapping of hugetlb pages, or a kernel without huge pages, says no.
+    let _refused = advise(&mapping, (start, length), Advice::LinuxNoHugepage);
+}
+
 /// Makes the host back all of `region` with memory, as if each page had been written.
 pub(super) fn populate(region: &GuestRegionMmap) -> Result<(), Errno> {
     let start: *mut c_void = region.get_mmap().as_ptr().cast();
