@@ -102,7 +102,10 @@ fn no_attempt_succeeds_behind_the_filters() {
     for role in ["build", "control", "vcpu", "device"] {
         for (attempt, target) in world.attempts() {
             let ending = inside(attempt, &target, Some(role));
-            assert!(matches!(ending, Ending::Denied(_) | Ending::Trapped), "{role}: {attempt} {target}: {ending:?}");
+            assert!(
+                matches!(ending, Ending::Denied(_) | Ending::Trapped),
+                "{role}: {attempt} {target}: {ending:?}"
+            );
         }
     }
 }
@@ -114,7 +117,17 @@ fn the_same_cell_cannot_be_made_twice() {
     let jail = format!("{base}/husk-probe/twice/root");
     let jailer = |id: &str| {
         let output = Command::new(husk_tests::husk::libexec().join("husk-jailer"))
-            .args(["--id", id, "--uid", "654321", "--gid", "654321", "--chroot-base-dir", &base, "--exec-file"])
+            .args([
+                "--id",
+                id,
+                "--uid",
+                "654321",
+                "--gid",
+                "654321",
+                "--chroot-base-dir",
+                &base,
+                "--exec-file",
+            ])
             .arg(husk_tests::rootfs::sibling("husk-probe"))
             .args(["--", "--attempt", "list-root"])
             .output()

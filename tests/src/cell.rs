@@ -28,7 +28,8 @@ pub const USER: u32 = 654_321;
 #[must_use]
 #[track_caller]
 pub fn outside(attempt: &str, target: &str) -> Ending {
-    let output = Command::new(sibling("husk-probe")).args(["--attempt", attempt, "--target", target]).output();
+    let output =
+        Command::new(sibling("husk-probe")).args(["--attempt", attempt, "--target", target]).output();
     let output = output.unwrap_or_else(|error| panic!("husk-probe: {error}"));
     assert!(output.status.success(), "{attempt}: {}", String::from_utf8_lossy(&output.stderr));
     ending(String::from_utf8_lossy(&output.stdout).trim(), output.status)
@@ -56,7 +57,9 @@ pub fn inside(attempt: &str, target: &str, role: Option<&str>) -> Ending {
     #[expect(unsafe_code, reason = "the child's descriptor 3 is the control socket")]
     // SAFETY: `dup2` is async-signal-safe, and `theirs` is open until after the spawn.
     unsafe {
-        command.pre_exec(move || if libc::dup2(raw, 3) < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) });
+        command.pre_exec(
+            move || if libc::dup2(raw, 3) < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) },
+        );
     }
     let output = command.output().unwrap_or_else(|error| panic!("husk-jailer: {error}"));
     drop(theirs);
@@ -73,7 +76,8 @@ fn listen(socket: &OwnedFd) -> (i32, String) {
     let (mut pid, mut answer) = (0, String::new());
     let mut bytes = [0; 4096];
     loop {
-        let (count, _) = recv(socket, &mut bytes, RecvFlags::empty()).unwrap_or_else(|e| panic!("control: {e}"));
+        let (count, _) =
+            recv(socket, &mut bytes, RecvFlags::empty()).unwrap_or_else(|e| panic!("control: {e}"));
         if count == 0 {
             break;
         }

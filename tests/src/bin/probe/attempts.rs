@@ -83,8 +83,7 @@ fn connect_inet(port: &str) -> Result<()> {
 }
 
 fn make_socket() -> Result<()> {
-    let socket =
-        rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
+    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
     // In an empty network namespace a socket can be made; nothing can be reached through it.
     let there = std::net::SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9);
     rustix::net::connect(&socket, &there).map_err(Error::from)
@@ -93,9 +92,8 @@ fn make_socket() -> Result<()> {
 fn mount() -> Result<()> {
     #[expect(unsafe_code, reason = "attempts are raw system calls")]
     // SAFETY: the strings are literals that live for ever; the last argument may be null.
-    let result = unsafe {
-        libc::mount(c"none".as_ptr(), c"/".as_ptr(), c"tmpfs".as_ptr(), 0, std::ptr::null())
-    };
+    let result =
+        unsafe { libc::mount(c"none".as_ptr(), c"/".as_ptr(), c"tmpfs".as_ptr(), 0, std::ptr::null()) };
     if result < 0 { Err(Error::last_os_error()) } else { Ok(()) }
 }
 

@@ -28,7 +28,9 @@ fn options() -> Result<Options, String> {
     while let Some(word) = words.next() {
         let value = words.next().ok_or(format!("{word} needs a value"))?;
         match word.as_str() {
-            "--control-fd" => options.control = Some(value.parse().map_err(|_| "--control-fd: not a number")?),
+            "--control-fd" => {
+                options.control = Some(value.parse().map_err(|_| "--control-fd: not a number")?)
+            }
             "--layer" => options.whole = value == "whole",
             "--role" => options.role = Some(role(&value)?),
             "--attempt" => options.attempt = value,
@@ -58,7 +60,8 @@ fn main() -> ExitCode {
 }
 
 fn answer(options: &Options) -> Result<(), String> {
-    let attempt = attempts::named(&options.attempt).ok_or(format!("--attempt {}: none such", options.attempt))?;
+    let attempt =
+        attempts::named(&options.attempt).ok_or(format!("--attempt {}: none such", options.attempt))?;
     if options.whole {
         husk_runtime::confine::deny_files().map_err(|error| error.to_string())?;
         let roles = [Some(husk_seccomp::Role::Build), options.role];
