@@ -37,7 +37,7 @@ fn a_bzimage() {
 fn the_console_is_silent_unless_asked_for() {
     let outcome = Husk::run(&[], &["true"]).output().expect_status(0);
     assert_eq!(outcome.stderr, "");
-    let outcome = Husk::run(&["--console"], &["true"]).output().expect_status(0);
+    let outcome = Husk::run(&["--console", "--boot-timeout", "50s"], &["true"]).output().expect_status(0);
     assert!(outcome.stderr.contains("Linux version 6.12"), "{}", outcome.stderr);
 }
 

@@ -26,6 +26,17 @@ pub fn threads(pid: u32) -> Vec<(u32, String)> {
         .collect()
 }
 
+/// Whether a thread is one that the kernel itself runs in this process (`PF_USER_WORKER` of linux/sched.h): it makes no
+/// system call, and no filter is asked about it.
+#[must_use]
+pub fn is_kernels_worker(pid: u32, thread: u32) -> bool {
+    const PF_USER_WORKER: u64 = 0x4000;
+    let stat = fs::read_to_string(format!("/proc/{pid}/task/{thread}/stat")).unwrap_or_default();
+    // The flags are the ninth field; the second, the name, may have blanks in its parentheses.
+    let flags = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(6)?.parse::<u64>().ok());
+    flags.is_some_and(|flags| flags & PF_USER_WORKER != 0)
+}
+
 /// A field of `/proc/PID/status`, e.g. `Cpus_allowed_list`.
 #[must_use]
 pub fn status(path: &str, field: &str) -> String {

@@ -37,7 +37,8 @@ impl Traced {
         Self(thread)
     }
 
-    /// The filter at this place, the one installed last at 0; `None` past the end.
+    /// The filter at this place, the one installed first at 0 (so the kernel counts, whatever its manual says); `None` past
+    /// the end.
     #[must_use]
     pub fn filter(&self, place: usize) -> Option<Vec<Instruction>> {
         let count = call(GET_FILTER, self.0, place, 0).ok()?;
