@@ -33,7 +33,8 @@ pub fn is_kernels_worker(pid: u32, thread: u32) -> bool {
     const PF_USER_WORKER: u64 = 0x4000;
     let stat = fs::read_to_string(format!("/proc/{pid}/task/{thread}/stat")).unwrap_or_default();
     // The flags are the ninth field; the second, the name, may have blanks in its parentheses.
-    let flags = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(6)?.parse::<u64>().ok());
+    let flags =
+        stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(6)?.parse::<u64>().ok());
     flags.is_some_and(|flags| flags & PF_USER_WORKER != 0)
 }
 
