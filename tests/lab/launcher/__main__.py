@@ -38,7 +38,7 @@ def options():
     parser.add_argument("--env", action="append", default=[], metavar="K[=V]", help="pass one more variable")
     parser.add_argument("--append", default="", metavar="WORDS", help="more words for L1's kernel command line")
     parser.add_argument("--console", action="store_true", help="print L1's console on standard error")
-    parser.add_argument("--verbose", action="store_true", help="say how long each step took")
+    parser.add_argument("--verbose", action="store_true", help="say how long each step took and what is passed on")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD...")
     parsed = parser.parse_args()
     if parsed.command[:1] == ["--"]:
@@ -76,12 +76,12 @@ def attempt(opts, kernel_dir, initramfs, last):
     began = time.monotonic()
     machine = Machine(kernel_dir, initramfs, opts)
     order = Order(os.getcwd(), streams(), opts.command, environment(opts.env))
-    session = Session(machine, order, opts.boot_timeout, opts.timeout)
+    say = (lambda line: print("lab: " + line, file=sys.stderr)) if opts.verbose else (lambda line: None)
+    session = Session(machine, order, opts.boot_timeout, opts.timeout, say)
     try:
         status = session.run()
-        if opts.verbose:
-            print("lab: command started after %.1f s, ran %.1f s" % (session.started - began,
-                  time.monotonic() - session.started), file=sys.stderr)
+        say("command started after %.1f s, ran %.1f s" % (session.started - began,
+                                                        time.monotonic() - session.started))
         return status
     except Failure as failure:
         machine.end()

@@ -100,10 +100,10 @@ def feed(sock):
 
 
 class Session:
-    """Runs `order` (see the agent) in `machine`; timeouts are in seconds."""
+    """Runs `order` (see the agent) in `machine`; timeouts are in seconds, `say` takes a line for the curious."""
 
-    def __init__(self, machine, order, boot_timeout, timeout):
-        self.machine, self.order = machine, order
+    def __init__(self, machine, order, boot_timeout, timeout, say):
+        self.machine, self.order, self.say = machine, order, say
         self.boot_timeout, self.timeout = boot_timeout, timeout
         self.control = machine.sockets["control"]
         self.lock = threading.Lock()
@@ -187,6 +187,7 @@ class Session:
                 self.first_signal = self.first_signal or time.monotonic()
             if not self.started or self.ended or len(self.signals) >= LAST_SIGNAL:
                 raise Failure("ended by signal %d" % number, 128 + number, by_signal=True)
+            self.say("signal %d goes to the command" % number)
             self._send("signal %d" % number)
 
     def _receive(self):
