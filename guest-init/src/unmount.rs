@@ -28,6 +28,9 @@ const MOST_REPORTS: usize = 16;
 const MOST_TABLE_BYTES: u64 = 1 << 20;
 /// Most bytes that the process may report.
 const MOST_REPORT_BYTES: usize = 4096;
+/// The process's last word. Without it the process died (killed for want of memory, say), and nothing is known of any
+/// drive.
+const LAST_WORD: &str = "\0done";
 
 /// The process that unmounts, at work.
 #[derive(Debug)]
@@ -46,7 +49,15 @@ impl Unmounter {
         let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC).map_err(failed)?;
         rustix::io::ioctl_fionbio(&ours, true).map_err(failed)?;
         if sys::fork().map_err(failed)?.is_none() {
-            let text: String = drives.iter().filter_map(|it| unmount_drive(it).err()).collect();
+            // Where memory is short it must not be the one that is killed. Commands may have unmounted /proc.
+            let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
+            let mut text: String = drives.iter().filter_map(|it| unmount_drive(it).err()).collect();
+            if !text.is_empty() {
+                // What could not be unmounted is at least written out.
+                rustix::fs::sync();
+            }
+            text.truncate(text.floor_char_boundary(MOST_REPORT_BYTES - LAST_WORD.len()));
+            text.push_str(LAST_WORD);
             let _ = rustix::io::write(theirs, text.as_bytes());
             sys::exit_now(0);
         }
@@ -70,13 +81,21 @@ impl Unmounter {
             Err(_) => true,
         };
         if done {
-            let text = String::from_utf8_lossy(&self.text);
-            return Some(text.lines().take(MOST_REPORTS).map(str::to_owned).collect());
+            return Some(self.heard());
         }
         let late = Instant::now() >= self.deadline;
         late.then(|| {
             each(self.drives.iter().cloned(), &format!("not unmounted after {} s", PATIENCE.as_secs()))
         })
+    }
+
+    /// What it said, at the end of what it can say.
+    fn heard(&self) -> Vec<String> {
+        let text = String::from_utf8_lossy(&self.text);
+        match text.strip_suffix(LAST_WORD) {
+            Some(text) => text.lines().take(MOST_REPORTS).map(str::to_owned).collect(),
+            None => each(self.drives.iter().cloned(), "the process that unmounts it died"),
+        }
     }
 }
 
@@ -183,6 +202,25 @@ mod tests {
     fn escapes_are_undone_and_broken_ones_kept() {
         assert_eq!(unescape(br"/a\134b\011c\"), PathBuf::from("/a\\b\tc\\"));
         assert_eq!(unescape(br"/a\9zz").as_os_str().as_bytes(), br"/a\9zz");
+    }
+
+    #[test]
+    fn a_process_that_died_has_unmounted_nothing() {
+        let poll = Poll::new().unwrap();
+        let (ours, _) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let mut report = Watch::new(ours, Token::Unmounter);
+        report.listen(&poll, Events::IN).unwrap();
+        let mut unmounter = Unmounter {
+            report,
+            text: b"half a li".to_vec(),
+            deadline: Instant::now(),
+            drives: vec!["data".into()],
+        };
+        assert_eq!(unmounter.heard(), ["data: the process that unmounts it died"]);
+        unmounter.text = b"data: busy\n\0done".to_vec();
+        assert_eq!(unmounter.heard(), ["data: busy"]);
+        unmounter.text = b"\0done".to_vec();
+        assert!(unmounter.heard().is_empty());
     }
 
     #[test]
