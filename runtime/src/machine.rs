@@ -147,6 +147,8 @@ impl Machine {
                 DeviceSpec::Vsock(it) => {
                     let (exec, listener, ask) =
                         streams.take().map_or((None, None, None), |(e, l, a)| (e, l, Some(a)));
+                    // Only a vsock with a path on the host has other ports to ask husk for.
+                    let ask = ask.filter(|_| listener.is_some());
                     let exec = spec.exec().map(|exec| exec.port()).zip(exec);
                     let host = VsockHost { exec, listener, ask };
                     let (device, answers) = Vsock::new(it.cid().into(), host).map_err(descriptor("vsock"))?;

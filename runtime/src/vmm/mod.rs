@@ -47,6 +47,8 @@ pub fn run(control: OwnedFd) -> ! {
 fn live(reporter: &Arc<Reporter>) -> Result<RuntimeExit, VmmError> {
     reporter.stage(Stage::Runtime);
     report::install_handlers(reporter).map_err(VmmError::Handlers)?;
+    // Executing a readable file has made the process dumpable again: nobody of the same user may look inside.
+    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
     // A name is for people; without it the machine is the same.
     let _unnamed = rustix::thread::set_name(c"husk-control");
     let Some(received) = control::receive(reporter, false)? else { return Ok(RuntimeExit::Ended) };
