@@ -66,6 +66,16 @@ pub(crate) enum ImageError {
         /// What would do.
         allowed: &'static str,
     },
+    /// A disk is made of sectors.
+    #[error("{what} {} has {size} bytes; a disk has a multiple of 512", path.display())]
+    Ragged {
+        /// Its role.
+        what: &'static str,
+        /// Where it is.
+        path: PathBuf,
+        /// Its bytes.
+        size: u64,
+    },
     /// Another sandbox writes to it, or reads what this one would write to.
     #[error("{what} {} is in use by another sandbox; only read-only drives can be shared", path.display())]
     Busy {
@@ -144,6 +154,9 @@ impl Image {
         file.seek(SeekFrom::Start(0)).map_err(fail)?;
         if size == 0 {
             return Err(ImageError::Empty { what, path: path.to_owned() });
+        }
+        if access != Access::File && !size.is_multiple_of(512) {
+            return Err(ImageError::Ragged { what, path: path.to_owned(), size });
         }
         Ok(Self { file, size, what, path: path.to_owned() })
     }

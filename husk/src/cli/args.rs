@@ -82,9 +82,9 @@ pub(crate) struct Run {
     /// time with a unit, ms, s, m or h, from the sandbox's start to its end; default: none
     #[argh(option, arg_name = "time", from_str_fn(duration))]
     timeout: Option<Duration>,
-    /// time from the sandbox's start until it is ready for the command; default: 10s
-    #[argh(option, arg_name = "time", from_str_fn(duration), default = "BOOT_TIMEOUT")]
-    boot_timeout: Duration,
+    /// time from the sandbox's start until it is ready for the command; default: $HUSK_BOOT_TIMEOUT, else 10s
+    #[argh(option, arg_name = "time", from_str_fn(duration))]
+    boot_timeout: Option<Duration>,
     /// guest memory from huge pages of this size: 2M; implies --prefault
     #[argh(option, arg_name = "2M", from_str_fn(huge_page))]
     hugepages: Option<()>,
@@ -170,6 +170,14 @@ fn duration(text: &str) -> Result<Duration, String> {
     units::duration(text).map_err(|error| error.to_string())
 }
 
+/// The limit where no option names one. A machine that is slow for all (the lab) sets the variable once.
+fn boot_timeout(variable: Option<&str>) -> Result<Duration, String> {
+    match variable.filter(|text| !text.is_empty()) {
+        Some(text) => duration(text).map_err(|error| format!("HUSK_BOOT_TIMEOUT {text}: {error}")),
+        None => Ok(BOOT_TIMEOUT),
+    }
+}
+
 fn cpus(text: &str) -> Result<Vec<u32>, String> {
     units::cpu_list(text).map_err(|error| error.to_string())
 }
@@ -206,6 +214,10 @@ impl Run {
         {
             return Err(format!("--id {id} and --name {name} mean the same and differ"));
         }
+        let boot_timeout = match self.boot_timeout {
+            Some(time) => time,
+            None => boot_timeout(std::env::var("HUSK_BOOT_TIMEOUT").ok().as_deref())?,
+        };
         let telling = Telling { json: self.json, timings: self.timings };
         let options = Options {
             id: self.id.or(self.name),
@@ -221,7 +233,7 @@ impl Run {
             workdir: self.workdir,
             user: self.user,
             timeout: self.timeout,
-            boot_timeout: self.boot_timeout,
+            boot_timeout,
             stdin: self.interactive || self.tty,
             terminal: self.tty,
             console: self.console,
@@ -231,5 +243,18 @@ impl Run {
             command,
         };
         Ok((options, telling))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_boot_timeout_comes_from_the_variable_where_no_option_names_it() {
+        assert_eq!(boot_timeout(None), Ok(BOOT_TIMEOUT));
+        assert_eq!(boot_timeout(Some("")), Ok(BOOT_TIMEOUT));
+        assert_eq!(boot_timeout(Some("30s")), Ok(Duration::from_secs(30)));
+        assert!(boot_timeout(Some("soon")).unwrap_err().contains("HUSK_BOOT_TIMEOUT soon"));
     }
 }

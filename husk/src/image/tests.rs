@@ -112,7 +112,10 @@ fn file_systems_are_known_and_whole() {
 
 #[test]
 fn a_writable_drive_belongs_to_one() {
-    let file = Scratch::new("lock", b"x");
+    let file = Scratch::new("ragged", &[0; 700]);
+    let error = file.open(Access::Disk).unwrap_err().to_string();
+    assert!(error.contains("ragged has 700 bytes") && error.contains("512"), "{error}");
+    let file = Scratch::new("lock", &[0; 512]);
     let (first, second) = (file.open(Access::WritableDisk).unwrap(), file.open(Access::Disk).unwrap());
     first.lock(true).unwrap();
     assert!(matches!(second.lock(false), Err(ImageError::Busy { .. })));

@@ -63,6 +63,8 @@ def environment(extra):
     env["PATH"] = ":".join(["/run/lab/bin", TOP + "/target/dist", os.path.abspath(target) + "/x86_64-unknown-linux-musl/release", HERE,
                             "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"])
     env["HUSK_LAB"] = "1"
+    # Emulated guests boot some ten times slower; husk's own default is for hardware.
+    env.setdefault("HUSK_BOOT_TIMEOUT", "30s")
     return env
 
 
