@@ -38,7 +38,8 @@ pub(crate) fn collect(state: &State, hierarchies: &Hierarchies, thorough: bool) 
     for name in names(&state.sandboxes()) {
         let directory = state.sandboxes().join(&name);
         if name.starts_with(".new-") {
-            if !is_locked(&directory) && is_older(&directory, DRAFT_LIFETIME) {
+            // The age first: a young one is not to be probed while its maker locks it.
+            if is_older(&directory, DRAFT_LIFETIME) && !is_locked(&directory) {
                 note(&mut collected, &directory, std::fs::remove_dir_all(&directory));
             }
         } else if check_id(&name).is_ok() && !is_locked(&directory) {

@@ -189,13 +189,21 @@ impl State {
     fn claim(&self, id: &str) -> Result<(PathBuf, File), StateError> {
         let draft = self.sandboxes().join(format!(".new-{id}-{}", std::process::id()));
         let fail = io_error(&draft);
+        DirBuilder::new().mode(0o700).create(&draft).map_err(io_error(&draft))?;
         let make = || {
-            DirBuilder::new().mode(0o700).create(&draft)?;
             let lock = File::create_new(draft.join("lock"))?;
-            flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+            // Whoever probes it at this moment holds it shared, for no longer than the probe takes.
+            while let Err(errno) = flock(&lock, FlockOperation::LockExclusive) {
+                if errno != Errno::INTR {
+                    return Err(errno.into());
+                }
+            }
             io::Result::Ok(lock)
         };
-        let lock = make().map_err(fail)?;
+        let lock = make().map_err(|source| {
+            let _ = std::fs::remove_dir_all(&draft);
+            fail(source)
+        })?;
         let directory = self.sandboxes().join(id);
         let here = rustix::fs::CWD;
         match renameat_with(here, &draft, here, &directory, RenameFlags::NOREPLACE) {
@@ -237,6 +245,8 @@ impl State {
         };
         let mut records: Vec<Record> = entries
             .flatten()
+            // What begins with a dot is not a sandbox yet.
+            .filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."))
             .filter(|entry| is_locked(&entry.path()))
             .filter_map(|entry| std::fs::read(entry.path().join("state.json")).ok())
             .filter_map(|bytes| serde_json::from_slice(&bytes).ok())
