@@ -244,6 +244,12 @@ fn drive_id(index: usize) -> String {
     format!("husk-drive{index}")
 }
 
+/// Ids of the drives that the guest mounts for writing.
+pub(crate) fn writable_drives(options: &Options) -> Vec<String> {
+    let drives = options.drives.iter().enumerate();
+    drives.filter(|(_, drive)| drive.writable).map(|(index, _)| drive_id(index)).collect()
+}
+
 /// Whether kernel and initrd fit; `kernel_end` and `initrd` in bytes.
 pub(crate) fn check_memory(memory_mib: u64, kernel_end: u64, initrd: u64) -> Result<(), PlanError> {
     let bytes = kernel_end.saturating_add(initrd.saturating_mul(2));

@@ -226,7 +226,12 @@ impl<'a> Sandbox<'a> {
         report.timeline.mark(Stage::Planned);
         let (jailer, stderr) = spawn::jailer(&prepared.jailer, &order, theirs)?;
         let cell = Cell { jailer, jailer_stderr: Some(stderr), runtime: None };
-        let limits = Limits { boot: self.options.boot_timeout, total: self.options.timeout };
+        let writable = plan::writable_drives(&self.options);
+        let limits = Limits {
+            boot: self.options.boot_timeout,
+            total: self.options.timeout,
+            unmounts: !writable.is_empty(),
+        };
         let mut pump = Pump::new(session, control, cell, limits, report.timeline.clone());
         pump.signals = self.signals;
         pump.terminal = terminal;
@@ -235,7 +240,7 @@ impl<'a> Sandbox<'a> {
         pump.run();
         report.timeline = pump.timeline;
         let runtime = pump.cell.runtime.take();
-        place.take_stock(runtime.as_ref(), &mut pump.evidence, report);
+        place.take_stock(runtime.as_ref(), &mut pump.evidence, &writable, report);
         drop(prepared.listener);
         Ok(())
     }
@@ -311,14 +316,25 @@ impl Place {
     }
 
     /// What is known only while the cgroup exists, and the judgement.
-    fn take_stock(&self, runtime: Option<&Process>, evidence: &mut Evidence, report: &mut Report) {
+    fn take_stock(
+        &self,
+        runtime: Option<&Process>,
+        evidence: &mut Evidence,
+        writable: &[String],
+        report: &mut Report,
+    ) {
         let id = &self.registration.id;
         evidence.out_of_memory = runtime.is_some() && self.hierarchies.out_of_memory(id);
         report.outcome = judge(evidence);
         report.console_tail =
             evidence.ended.as_ref().map(|ended| ended.console_tail.clone()).unwrap_or_default();
         let guest = evidence.heard.report.clone();
-        report.unclean = guest.as_ref().map(|guest| guest.unclean.clone()).unwrap_or_default();
+        report.unclean = match &guest {
+            Some(guest) => guest.unclean.clone(),
+            // They were mounted, and nobody says that they no longer were at the end.
+            None if evidence.was_ready => writable.iter().map(|id| format!("{id}: not unmounted")).collect(),
+            None => Vec::new(),
+        };
         report.resources = Resources {
             guest,
             runtime: runtime.and_then(Process::end),

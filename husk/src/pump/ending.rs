@@ -11,8 +11,10 @@ use std::time::{Duration, Instant};
 
 /// A command may take this long over a signal.
 const SIGNAL_PATIENCE: Duration = Duration::from_secs(10);
-/// A guest may take this long to unmount its drives when its time is up.
+/// A guest may take this long to end in order when its time is up.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(2);
+/// The same with writable drives, whose file systems have to reach the disk first.
+const UNMOUNT_PATIENCE: Duration = Duration::from_secs(10);
 /// A cell may take this long to explain itself after its channel or machine has ended.
 const EXPLANATION_PATIENCE: Duration = Duration::from_secs(3);
 /// Processes may take this long to die after SIGKILL.
@@ -20,13 +22,20 @@ const DEATH_PATIENCE: Duration = Duration::from_secs(10);
 /// Output may take this long to reach its reader after a kill.
 const FLUSH_PATIENCE: Duration = Duration::from_millis(500);
 
+impl super::Limits {
+    /// How long an orderly end may take.
+    fn shutdown_patience(self) -> Duration {
+        if self.unmounts { UNMOUNT_PATIENCE } else { SHUTDOWN_PATIENCE }
+    }
+}
+
 /// What will happen when.
 #[derive(Debug)]
 pub(super) struct Clock {
     limits: super::Limits,
     boot: Instant,
     total: Option<Instant>,
-    /// The first signal was sent on; the sandbox is killed then, with this as the reason.
+    /// The first signal was sent on; the sandbox is ended then, with this as the reason.
     signal: Option<(Instant, i32)>,
     /// Asked to end in order; it is killed then.
     graceful: Option<Instant>,
@@ -87,7 +96,8 @@ impl Pump<'_> {
             self.control_is_done();
         } else if heard.exec_failed.is_some() || fatal {
             // The guest unmounts its drives all the same.
-            self.clock.graceful.get_or_insert(Instant::now() + SHUTDOWN_PATIENCE);
+            let patience = self.clock.limits.shutdown_patience();
+            self.clock.graceful.get_or_insert(Instant::now() + patience);
         }
         let runtime_ended = self.cell.runtime.as_ref().is_some_and(|runtime| runtime.end().is_some());
         let jailer_failed = self.cell.jailer.end().is_some() && self.cell.runtime.is_none();
@@ -114,8 +124,9 @@ impl Pump<'_> {
         let running = clock.killed.is_none();
         let booting = running && clock.graceful.is_none() && !self.timeline.has(Stage::Ready);
         let boot = Some(clock.boot).filter(|_| booting);
-        let total = clock.total.filter(|_| running && clock.graceful.is_none() && !self.has_said_all());
-        let signal = clock.signal.map(|(at, _)| at).filter(|_| running && !self.has_said_all());
+        let orderly = running && clock.graceful.is_none() && !self.has_said_all();
+        let total = clock.total.filter(|_| orderly);
+        let signal = clock.signal.map(|(at, _)| at).filter(|_| orderly);
         let graceful = clock.graceful.filter(|_| running);
         let explanation = clock.explanation.filter(|_| running && !self.processes_are_gone());
         let killed = clock
@@ -135,9 +146,10 @@ impl Pump<'_> {
         let now = Instant::now();
         if let Some((at, number)) = self.clock.signal
             && now >= at
+            && self.clock.graceful.is_none()
             && !self.has_said_all()
         {
-            self.end(Cause::Signal(number));
+            self.end_in_order(Cause::Signal(number));
         } else if self.clock.graceful.is_some_and(|at| now >= at) {
             self.kill();
         } else if self.clock.explanation.is_some_and(|at| now >= at) && !self.processes_are_gone() {
@@ -150,15 +162,15 @@ impl Pump<'_> {
             && self.clock.graceful.is_none()
             && !self.has_said_all()
         {
-            self.time_is_up(total);
+            self.end_in_order(Cause::Timeout(total));
         }
     }
 
     /// Ends the guest in order, so that its drives are clean.
-    fn time_is_up(&mut self, total: Duration) {
-        self.evidence.cause.get_or_insert(Cause::Timeout(total));
+    fn end_in_order(&mut self, cause: Cause) {
+        self.evidence.cause.get_or_insert(cause);
         if self.timeline.has(Stage::Ready) {
-            self.clock.graceful = Some(Instant::now() + SHUTDOWN_PATIENCE);
+            self.clock.graceful = Some(Instant::now() + self.clock.limits.shutdown_patience());
             let result = self.session.say(&Frame::Shutdown);
             self.check(result);
         } else {

@@ -32,6 +32,8 @@ const JAILER_WORDS: usize = 4096;
 pub(crate) struct Limits {
     pub(crate) boot: Duration,
     pub(crate) total: Option<Duration>,
+    /// The guest has writable drives to unmount.
+    pub(crate) unmounts: bool,
 }
 
 /// The processes of a cell and what they say outside the control socket.

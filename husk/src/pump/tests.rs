@@ -58,7 +58,7 @@ impl Played {
     }
 }
 
-const LONG: Limits = Limits { boot: Duration::from_secs(20), total: None };
+const LONG: Limits = Limits { boot: Duration::from_secs(20), total: None, unmounts: false };
 
 struct Played2End {
     outcome: Outcome,
@@ -144,7 +144,7 @@ fn a_guest_that_ignores_its_timeout_is_killed() {
 
 #[test]
 fn a_guest_that_does_not_boot_is_ended_with_its_console() {
-    let limits = Limits { boot: Duration::from_millis(100), total: None };
+    let limits = Limits { boot: Duration::from_millis(100), ..LONG };
     let end = run(limits, "exit 0", |played| {
         played.tell(&FromCell::Cloned { pid: played.runtime });
         let mut bytes = [0; 100];
