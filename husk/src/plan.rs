@@ -14,8 +14,8 @@ use std::os::unix::ffi::OsStrExt;
 pub(crate) const MOST_VCPUS: u64 = 32;
 /// Least guest memory in MiB; no kernel boots in less.
 pub(crate) const LEAST_MEMORY_MIB: u64 = 16;
-/// Most guest memory in MiB: 4 TiB.
-pub(crate) const MOST_MEMORY_MIB: u64 = 4 << 20;
+/// Most guest memory in MiB: 512 GiB, which is what the runtime takes.
+pub(crate) const MOST_MEMORY_MIB: u64 = 512 << 10;
 /// Most virtio-mmio devices.
 const MOST_DEVICES: usize = 19;
 /// Bytes of a drive's id that the guest sees as the disk's serial.

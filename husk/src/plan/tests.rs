@@ -38,6 +38,9 @@ fn what_cannot_be_is_refused_under_its_name() {
     let text = refused(Options { memory_mib: Some(1), ..options() }, &plain);
     assert!(text.contains("--memory 1M") && text.contains("16M"), "{text}");
     let mut base = RawSpec::default();
+    let text = refused(Options { memory_mib: Some((512 << 10) + 1), ..options() }, &plain);
+    assert!(text.contains("--memory 524289M") && text.contains("524288M"), "{text}");
+    machine(&Options { memory_mib: Some(512 << 10), ..options() }, &plain).unwrap();
     base.machine_config.mem_size_mib = u64::MAX;
     assert!(refused(options(), &base).contains("mem_size_mib 18446744073709551615"));
     assert!(refused(Options { pin: vec![0, 1], ..options() }, &plain).contains("2 CPUs for 1 vCPUs"));
