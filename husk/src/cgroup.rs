@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 const PARENT: &str = "husk";
 /// Controllers that the limits need.
 const CONTROLLERS: [&str; 4] = ["cpu", "memory", "pids", "cpuset"];
-/// Bytes that runtime and kernel need beside guest memory, at least.
-const OVERHEAD: u64 = 48 << 20;
+/// Bytes that runtime and kernel need beside guest memory, at least: 48 MiB, and what the vsock device may hold for
+/// streams whose readers take their time, 64 MiB and 32 KiB for each of 1024 connections.
+const OVERHEAD: u64 = (48 + 96) << 20;
 /// Threads that the runtime may have beside its vCPUs.
 const THREADS: u64 = 16;
 
