@@ -5,7 +5,7 @@
 //! and jail directories only when they are empty, so that a mount that was left in one is never descended into.
 
 use crate::cgroup::Hierarchies;
-use crate::state::{State, check_id, is_locked};
+use crate::state::{State, check_id, discard, is_locked};
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -42,6 +42,8 @@ pub(crate) fn collect(state: &State, hierarchies: &Hierarchies, thorough: bool) 
             if is_older(&directory, DRAFT_LIFETIME) && !is_locked(&directory) {
                 note(&mut collected, &directory, std::fs::remove_dir_all(&directory));
             }
+        } else if name.starts_with(".gone-") {
+            note(&mut collected, &directory, std::fs::remove_dir_all(&directory));
         } else if check_id(&name).is_ok() && !is_locked(&directory) {
             dead.insert(name);
         }
@@ -65,14 +67,22 @@ pub(crate) fn collect(state: &State, hierarchies: &Hierarchies, thorough: bool) 
         );
     }
     for id in dead {
+        let directory = state.sandboxes().join(&id);
+        let had_state = directory.exists();
+        // Held until its directory is gone: nobody can become this sandbox meanwhile.
+        let Some(lock) = state.seize(&id) else { continue };
         one(state, hierarchies, &id, &mut collected);
         for (path, _) in slots.iter().filter(|(_, owner)| *owner == id) {
-            note(&mut collected, path, std::fs::remove_file(path));
+            // A slot that was freed since it was listed may be another's by now.
+            if std::fs::read_link(path).is_ok_and(|owner| owner.as_os_str() == id.as_str()) {
+                note(&mut collected, path, std::fs::remove_file(path));
+            }
         }
-        let directory = state.sandboxes().join(&id);
-        if directory.exists() {
-            note(&mut collected, &directory, std::fs::remove_dir_all(&directory));
+        let result = discard(&directory);
+        if had_state || result.is_err() {
+            note(&mut collected, &directory, result);
         }
+        drop(lock);
     }
     collected
 }

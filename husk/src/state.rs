@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::fs::{DirBuilder, File};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 /// Environment variable that names another state directory.
@@ -179,7 +179,7 @@ impl State {
         match self.slot(id) {
             Ok((uid, slot)) => Ok(Registration { id: id.to_owned(), uid, directory, slot, _lock: lock }),
             Err(error) => {
-                let _ = std::fs::remove_dir_all(&directory);
+                let _ = discard(&directory);
                 Err(error)
             }
         }
@@ -277,6 +277,26 @@ impl State {
         }
     }
 
+    /// Takes the lock of the dead sandbox `id`, so that it stays dead, and nobody else takes it up, while it is removed.
+    /// One without a directory gets one. `None`: someone else has it.
+    pub(crate) fn seize(&self, id: &str) -> Option<File> {
+        check_id(id).ok()?;
+        let path = self.sandboxes().join(id).join("lock");
+        let lock = match File::options().create(true).truncate(false).write(true).open(&path) {
+            Ok(lock) => lock,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                directory(&self.base, 0o755).ok()?;
+                directory(&self.sandboxes(), 0o700).ok()?;
+                return self.claim(id).ok().map(|(_, lock)| lock);
+            }
+            Err(_) => return None,
+        };
+        flock(&lock, FlockOperation::NonBlockingLockExclusive).ok()?;
+        // The name may have gone to another sandbox since it was opened.
+        let (held, named) = (lock.metadata().ok()?, std::fs::metadata(&path).ok()?);
+        ((held.dev(), held.ino()) == (named.dev(), named.ino())).then_some(lock)
+    }
+
     /// Whether the sandbox `id` lives.
     pub(crate) fn lives(&self, id: &str) -> bool {
         is_locked(&self.sandboxes().join(id))
@@ -303,7 +323,20 @@ impl Registration {
     /// Takes the sandbox off the books. To be called when nothing else of it is left.
     pub(crate) fn remove(self) -> Result<(), StateError> {
         std::fs::remove_file(&self.slot).map_err(io_error(&self.slot))?;
-        std::fs::remove_dir_all(&self.directory).map_err(io_error(&self.directory))
+        discard(&self.directory).map_err(io_error(&self.directory))
+    }
+}
+
+/// Removes a sandbox's directory, whose lock the caller holds: out of the way in one step, so that its id is free before
+/// its lock is gone, then for good.
+pub(crate) fn discard(directory: &Path) -> io::Result<()> {
+    let id = directory.file_name().unwrap_or_default().to_string_lossy();
+    let gone = directory.with_file_name(format!(".gone-{id}-{}", std::process::id()));
+    std::fs::rename(directory, &gone)?;
+    match std::fs::remove_dir_all(&gone) {
+        // A collection was faster.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
     }
 }
 
