@@ -117,7 +117,8 @@ impl Packer<'_> {
         let cache = self.cache.clone().ok_or_else(|| PackError::NoCache(directory.to_owned()))?;
         let tree = self.settled(directory)?;
         let image = cache.join(format!("{}.erofs", tree.key));
-        if let Some(found) = reuse(&image)? {
+        // One that cannot be used is looked at again under the lock.
+        if let Ok(Some(found)) = reuse(&image) {
             return Ok(found);
         }
         let fail = |path: &Path| {
@@ -131,7 +132,11 @@ impl Packer<'_> {
         let result = match reuse(&image) {
             Ok(Some(found)) => Ok(found),
             Ok(None) => self.make(directory, &tree, &image),
-            Err(error) => Err(error),
+            Err(_) => {
+                // What is there is damaged; it can be made again.
+                let _ = std::fs::remove_file(&image);
+                self.make(directory, &tree, &image)
+            }
         };
         let _ = std::fs::remove_file(&lock_path);
         drop(lock);
@@ -176,6 +181,8 @@ impl Packer<'_> {
 
     fn make(&self, directory: &Path, tree: &Tree, image: &Path) -> Result<Image, PackError> {
         let unfinished = image.with_extension("unfinished");
+        // What a killed packing left would be written into, not anew.
+        let _ = std::fs::remove_file(&unfinished);
         let result = self.write(directory, tree, &unfinished).and_then(|()| {
             // The image is of the tree's state while mkfs read it; only if that did not move is the key right.
             let after = Tree::walk(directory)
@@ -183,7 +190,10 @@ impl Packer<'_> {
             if after.key != tree.key {
                 return Err(PackError::Changed(directory.to_owned()));
             }
-            std::fs::rename(&unfinished, image)
+            // On the disk before it has its name: after a loss of power a name in the cache stands for a whole image.
+            File::open(&unfinished)
+                .and_then(|file| file.sync_all())
+                .and_then(|()| std::fs::rename(&unfinished, image))
                 .map_err(|source| PackError::Cache { path: image.to_owned(), source })?;
             Ok(Image::open("packed rootfs", image, Access::File)?)
         });
@@ -286,6 +296,7 @@ fn reuse(image: &Path) -> Result<Option<Image>, PackError> {
         return Ok(None);
     }
     let found = Image::open("packed rootfs", image, Access::File)?;
+    found.check_file_system()?;
     let _ = found.file.set_modified(SystemTime::now());
     Ok(Some(found))
 }

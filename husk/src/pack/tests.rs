@@ -47,6 +47,17 @@ fn a_tree_is_packed_once_and_again_after_a_change() {
 }
 
 #[test]
+fn a_damaged_image_is_made_again() {
+    let scratch = Scratch::new("damaged");
+    scratch.pack().unwrap();
+    let names = scratch.names();
+    let image = scratch.0.join("cache").join(&names[0]);
+    File::options().write(true).open(&image).unwrap().set_len(100).unwrap();
+    assert_eq!(scratch.pack().unwrap().check_file_system().unwrap(), "erofs");
+    assert_eq!(scratch.names(), names);
+}
+
+#[test]
 fn many_at_once_make_one_image() {
     let scratch = Scratch::new("many");
     std::thread::scope(|scope| {
