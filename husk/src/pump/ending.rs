@@ -15,6 +15,9 @@ const SIGNAL_PATIENCE: Duration = Duration::from_secs(10);
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(2);
 /// The same with writable drives, whose file systems have to reach the disk first.
 const UNMOUNT_PATIENCE: Duration = Duration::from_secs(10);
+/// A guest that cannot go on may take this long to unmount its drives and to end its machine, about which it says nothing
+/// any more.
+const FATAL_PATIENCE: Duration = Duration::from_secs(12);
 /// A cell may take this long to explain itself after its channel or machine has ended.
 const EXPLANATION_PATIENCE: Duration = Duration::from_secs(3);
 /// Processes may take this long to die after SIGKILL.
@@ -94,7 +97,14 @@ impl Pump<'_> {
         if heard.exit.is_some() || (fatal && !self.timeline.has(Stage::Ready)) {
             // All is said. A killed runtime frees the machine faster than an orderly one.
             self.control_is_done();
-        } else if heard.exec_failed.is_some() || fatal {
+        } else if fatal {
+            if !self.ends_after_fatal {
+                self.ends_after_fatal = true;
+                // It waits for this before it begins to end.
+                self.session.hang_up();
+                self.clock.graceful = Some(Instant::now() + FATAL_PATIENCE);
+            }
+        } else if heard.exec_failed.is_some() {
             // The guest unmounts its drives all the same.
             let patience = self.clock.limits.shutdown_patience();
             self.clock.graceful.get_or_insert(Instant::now() + patience);
@@ -103,7 +113,9 @@ impl Pump<'_> {
         let jailer_failed = self.cell.jailer.end().is_some() && self.cell.runtime.is_none();
         // A cell that has failed says how it ended, and ends, by itself.
         let cell_ended = self.evidence.failed.is_some() || self.evidence.ended.is_some();
-        if self.session.heard.ended || runtime_ended || jailer_failed || cell_ended {
+        // After a fatal word the end of the channel is in order; the machine's is to follow.
+        let fell_silent = self.session.heard.ended && !self.ends_after_fatal;
+        if fell_silent || runtime_ended || jailer_failed || cell_ended {
             self.clock.explanation.get_or_insert(Instant::now() + EXPLANATION_PATIENCE);
         }
         if jailer_failed && self.control.has_ended() {

@@ -59,6 +59,8 @@ pub(crate) struct Pump<'a> {
     pub(crate) timeline: Timeline,
     pub(crate) evidence: Evidence,
     jailer_words: Vec<u8>,
+    /// The guest said that it cannot go on, after it was ready, and ends by itself.
+    ends_after_fatal: bool,
     clock: Clock,
 }
 
@@ -82,6 +84,7 @@ impl<'a> Pump<'a> {
             timeline,
             evidence: Evidence::default(),
             jailer_words: Vec::new(),
+            ends_after_fatal: false,
             clock: Clock::new(limits),
         }
     }

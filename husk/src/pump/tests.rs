@@ -143,6 +143,23 @@ fn a_guest_that_ignores_its_timeout_is_killed() {
 }
 
 #[test]
+fn a_guest_that_cannot_go_on_is_hung_up_on_and_ends_by_itself() {
+    // A jailer ends only after it has announced its clone.
+    let end = run(LONG, "sleep 1", |mut played| {
+        played.boot();
+        played.say(&Frame::Fatal("no memory".into()));
+        assert_eq!(played.hear(), None);
+        played.exec.shutdown(std::net::Shutdown::Both).unwrap();
+        // It unmounts: longer than a silence is borne with.
+        std::thread::sleep(Duration::from_millis(3500));
+        let console_tail = Vec::new();
+        played.tell(&FromCell::Ended(Ended { reason: EndReason::GuestReset, console_tail }));
+    });
+    assert_eq!(end.outcome.error.unwrap(), "guest-init cannot go on: no memory");
+    assert!(end.evidence.ended.is_some() && end.took < Duration::from_secs(6), "{:?}", end.took);
+}
+
+#[test]
 fn a_guest_that_does_not_boot_is_ended_with_its_console() {
     let limits = Limits { boot: Duration::from_millis(100), ..LONG };
     let end = run(limits, "exit 0", |played| {

@@ -121,6 +121,13 @@ impl<'a> Session<'a> {
         self.outbox.flush(self.channel.as_fd()).map_err(SessionError::Channel)
     }
 
+    /// Says nothing more to the guest, and lets it see that; what it says is still heard.
+    pub(crate) fn hang_up(&mut self) {
+        self.input = None;
+        self.outbox.close();
+        let _ = rustix::net::shutdown(&self.channel, rustix::net::Shutdown::Write);
+    }
+
     /// Sends the command a signal.
     pub(crate) fn signal(&mut self, number: i32) -> Result<(), SessionError> {
         self.say(&Frame::Signal(SESSION, number.unsigned_abs()))

@@ -24,6 +24,13 @@ impl Outbox {
         if self.closed { Ok(()) } else { frame.encode(&mut self.bytes) }
     }
 
+    /// Drops what waits, and whatever is put in from now on.
+    pub(super) fn close(&mut self) {
+        self.closed = true;
+        self.bytes.clear();
+        self.sent = 0;
+    }
+
     /// Puts a frame of standard input in, read by `read` into at most `most` bytes; how many there were.
     pub(super) fn put_stdin(
         &mut self,
