@@ -54,12 +54,11 @@ pub fn inside(attempt: &str, target: &str, role: Option<&str>) -> Ending {
         command.args(["--layer", "whole", "--role", role]);
     }
     let raw = theirs.as_raw_fd();
+    let at_three = move || place_at_three(raw);
     #[expect(unsafe_code, reason = "the child's descriptor 3 is the control socket")]
-    // SAFETY: `dup2` is async-signal-safe, and `theirs` is open until after the spawn.
+    // SAFETY: `place_at_three` makes one async-signal-safe call, and `theirs` is open until after the spawn.
     unsafe {
-        command.pre_exec(
-            move || if libc::dup2(raw, 3) < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) },
-        );
+        command.pre_exec(at_three);
     }
     let output = command.output().unwrap_or_else(|error| panic!("husk-jailer: {error}"));
     drop(theirs);
@@ -123,4 +122,11 @@ fn ending(line: &str, status: ExitStatus) -> Ending {
         _ if status.signal() == Some(libc::SIGSYS) => Ending::Trapped,
         _ => panic!("the probe said {line:?} and ended with {status}"),
     }
+}
+
+fn place_at_three(raw: i32) -> std::io::Result<()> {
+    #[expect(unsafe_code, reason = "the number 3 is what the jailer is told")]
+    // SAFETY: no pointer is passed; what was at 3 is the forked child's own.
+    let placed = unsafe { libc::dup2(raw, 3) };
+    if placed < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
 }

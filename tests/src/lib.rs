@@ -3,6 +3,11 @@
 //! Nothing here reaches into Husk's libraries to make a sandbox: the tests drive the built binaries. A test that cannot
 //! run on a machine says so through [`skip!`], is counted and named, and must stand on `tests/skips.list`.
 
+#![allow(
+    clippy::panic,
+    reason = "a test that cannot set up what it needs has failed, and says so by a panic"
+)]
+
 pub mod bench;
 pub mod cell;
 pub mod footprint;

@@ -88,10 +88,10 @@ impl Aim {
         };
         let verdict = if span <= self.most { "met" } else { "MISSED" };
         println!("aim: {} ≤ {most} M{}: {} M, {verdict}", self.label, self.because, millions(span));
-        if span > self.most {
-            if let Some((label, cost)) = self.dearest(runs) {
-                println!("     the dearest step: {label}, {} M", millions(cost));
-            }
+        if span > self.most
+            && let Some((label, cost)) = self.dearest(runs)
+        {
+            println!("     the dearest step: {label}, {} M", millions(cost));
         }
     }
 

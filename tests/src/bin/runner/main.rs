@@ -1,14 +1,16 @@
 //! Runs test executables, one process a test, and counts: passed, failed, skipped.
 //!
-//! `husk-test-runner [--skips FILE] [--summary FILE] [--deadline SECONDS] [--filter TEXT] EXECUTABLE…`
+//! `husk-test-runner [--skips FILE] [--summary FILE] [--journal FILE] [--deadline SECONDS] [--filter TEXT] EXECUTABLE…`
 //!
 //! A test that prints `HUSK-SKIP reason` and ends well is skipped; it must stand on the list of skips (a line each:
 //! name, tab, reason), else it has failed. `HUSK_TESTS_NO_SKIPS=1`, set where the machine can run everything, makes
 //! each skip a failure. A test past its deadline is killed with all that it started, and has failed.
 
+mod journal;
 mod list;
 mod one;
 
+use journal::Journal;
 use list::Skips;
 use one::Verdict;
 use std::io::Write;
@@ -19,6 +21,7 @@ use std::time::{Duration, Instant};
 struct Options {
     skips: Option<PathBuf>,
     summary: Option<PathBuf>,
+    journal: Option<PathBuf>,
     deadline: Duration,
     filter: String,
     executables: Vec<PathBuf>,
@@ -28,6 +31,7 @@ fn options() -> Result<Options, String> {
     let mut options = Options {
         skips: None,
         summary: None,
+        journal: None,
         deadline: Duration::from_secs(1200),
         filter: std::env::var("HUSK_TESTS_FILTER").unwrap_or_default(),
         executables: Vec::new(),
@@ -38,6 +42,7 @@ fn options() -> Result<Options, String> {
         match word.as_str() {
             "--skips" => options.skips = Some(value()?.into()),
             "--summary" => options.summary = Some(value()?.into()),
+            "--journal" => options.journal = Some(value()?.into()),
             "--filter" => options.filter = value()?,
             "--deadline" => {
                 let text = value()?;
@@ -65,6 +70,7 @@ fn main() -> ExitCode {
 
 fn run(options: &Options) -> Result<bool, String> {
     let skips = Skips::read(options.skips.as_deref())?;
+    let mut journal = Journal::open(options.journal.as_deref())?;
     let (mut passed, mut failed, mut skipped) = (0, Vec::new(), 0);
     for executable in &options.executables {
         for name in one::tests_of(executable)? {
@@ -72,7 +78,11 @@ fn run(options: &Options) -> Result<bool, String> {
                 continue;
             }
             let started = Instant::now();
-            let verdict = skips.judge(&name, one::run(executable, &name, options.deadline));
+            let verdict = journal.known(&name).unwrap_or_else(|| {
+                journal.begin(&name);
+                skips.judge(&name, one::run(executable, &name, options.deadline))
+            });
+            journal.end(&name, &verdict);
             let took = started.elapsed().as_secs_f64();
             match &verdict {
                 Verdict::Passed => {
