@@ -2,6 +2,8 @@
 //!
 //! Run by `husk-test-runner`, one process a test, in the lab or on a machine with hardware virtualization.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot set up what it needs has failed")]
+
 mod bad_input;
 mod boot;
 mod command;
