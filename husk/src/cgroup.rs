@@ -1,7 +1,7 @@
 //! The cgroups of a sandbox, seen from outside: where they are by rule, which limits they get, how they are emptied
 //! and removed.
 //!
-//! Owns the rule `<mount>/husk/<id>` under v2 and under each v1 controller. Refuses nothing: the jailer says what
+//! Owns the rule `<mount>/<parent>/<id>` under v2 and under each v1 controller. Refuses nothing: the jailer says what
 //! cannot be made. Invariant: only directories of exactly these names are ever touched.
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -9,8 +9,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// The cgroup below which sandboxes' are made.
-const PARENT: &str = "husk";
+/// The cgroup below which sandboxes' are made with the usual state directory.
+pub(crate) const DEFAULT_PARENT: &str = "husk";
 /// Controllers that the limits need.
 const CONTROLLERS: [&str; 4] = ["cpu", "memory", "pids", "cpuset"];
 /// Bytes that runtime and kernel need beside guest memory, at least: 48 MiB, and what the vsock device may hold for
@@ -22,6 +22,8 @@ const THREADS: u64 = 16;
 /// Where controllers are mounted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Hierarchies {
+    /// Name of the cgroup below which sandboxes' are made.
+    parent: String,
     /// The v2 mount.
     unified: Option<PathBuf>,
     /// Mounts of v1 controllers, with the controllers.
@@ -30,12 +32,12 @@ pub(crate) struct Hierarchies {
 
 impl Hierarchies {
     /// As /proc/self/mountinfo has them.
-    pub(crate) fn of_this_machine() -> Self {
-        Self::parse(&std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default())
+    pub(crate) fn of_this_machine(parent: String) -> Self {
+        Self::parse(&std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default(), parent)
     }
 
-    fn parse(mountinfo: &str) -> Self {
-        let mut found = Self::default();
+    fn parse(mountinfo: &str, parent: String) -> Self {
+        let mut found = Self { parent, ..Self::default() };
         for line in mountinfo.lines() {
             let Some((left, right)) = line.split_once(" - ") else { continue };
             let Some(mount) = left.split(' ').nth(4) else { continue };
@@ -73,13 +75,27 @@ impl Hierarchies {
     /// Every directory that the sandbox `id` may have.
     fn directories(&self, id: &str) -> impl Iterator<Item = PathBuf> {
         let mounts = self.unified.iter().chain(self.legacy.iter().map(|(mount, _)| mount));
-        mounts.map(move |mount| mount.join(PARENT).join(id)).collect::<Vec<_>>().into_iter()
+        mounts.map(move |mount| mount.join(&self.parent).join(id)).collect::<Vec<_>>().into_iter()
     }
 
     /// Directories below which sandboxes' cgroups lie.
     pub(crate) fn parents(&self) -> Vec<PathBuf> {
         let mounts = self.unified.iter().chain(self.legacy.iter().map(|(mount, _)| mount));
-        mounts.map(|mount| mount.join(PARENT)).collect()
+        mounts.map(|mount| mount.join(&self.parent)).collect()
+    }
+
+    /// Name of the cgroup below which sandboxes' lie.
+    pub(crate) fn parent(&self) -> &str {
+        &self.parent
+    }
+
+    /// Removes the parent that only an unusual state directory has, once nothing is in it.
+    pub(crate) fn remove_parent(&self) {
+        if self.parent != DEFAULT_PARENT {
+            for parent in self.parents() {
+                let _ = std::fs::remove_dir(parent);
+            }
+        }
     }
 
     /// Most memory that the sandbox ever had, in bytes, while its cgroup exists.
@@ -174,7 +190,7 @@ mod tests {
 
     #[test]
     fn v2_alone_is_seen() {
-        let found = Hierarchies::parse(V2);
+        let found = Hierarchies::parse(V2, DEFAULT_PARENT.into());
         assert_eq!(found.version(), 2);
         assert_eq!(found.parents(), [PathBuf::from("/sys/fs/cgroup/husk")]);
         let limits = found.limits(128, 2);
@@ -186,7 +202,7 @@ mod tests {
 
     #[test]
     fn hybrid_limits_memory_where_memory_is() {
-        let found = Hierarchies::parse(HYBRID);
+        let found = Hierarchies::parse(HYBRID, DEFAULT_PARENT.into());
         assert_eq!(found.version(), 1);
         assert!(found.limits(128, 1)[0].starts_with("memory.limit_in_bytes="));
         let directories: Vec<_> = found.directories("x").map(|path| path.display().to_string()).collect();
@@ -202,7 +218,7 @@ mod tests {
 
     #[test]
     fn nothing_mounted_is_nothing_to_remove() {
-        let found = Hierarchies::parse("nonsense\n");
+        let found = Hierarchies::parse("nonsense\n", String::new());
         assert_eq!(found, Hierarchies::default());
         assert_eq!(found.remove("x").unwrap(), Vec::<PathBuf>::new());
     }

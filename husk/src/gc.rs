@@ -84,6 +84,7 @@ pub(crate) fn collect(state: &State, hierarchies: &Hierarchies, thorough: bool) 
         }
         drop(lock);
     }
+    remove_parent(state, hierarchies);
     collected
 }
 
@@ -96,6 +97,14 @@ pub(crate) fn one(state: &State, hierarchies: &Hierarchies, id: &str, collected:
     let jail = jail_directory(state, id);
     for directory in [jail.join("root"), jail] {
         note(collected, &directory, std::fs::remove_dir(&directory));
+    }
+}
+
+/// Removes the parent cgroup of an unusual state directory, unless a sandbox is registered whose jailer may be about to
+/// make its own below it.
+pub(crate) fn remove_parent(state: &State, hierarchies: &Hierarchies) {
+    if std::fs::read_dir(state.sandboxes()).is_ok_and(|mut entries| entries.next().is_none()) {
+        hierarchies.remove_parent();
     }
 }
 

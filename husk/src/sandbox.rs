@@ -188,7 +188,8 @@ impl<'a> Sandbox<'a> {
         };
         let manner = Manner { signals: self.signals, talkative: self.talkative };
         let prepared = prepare(&self.options, manner)?;
-        let (state, hierarchies) = (State::usual(), Hierarchies::of_this_machine());
+        let state = State::usual();
+        let hierarchies = Hierarchies::of_this_machine(state.cgroup_parent());
         gc::collect(&state, &hierarchies, false);
         let registration = state.register(&match &self.options.id {
             Some(id) => id.clone(),
@@ -310,6 +311,7 @@ impl Place {
             uid: registration.uid,
             runtime: prepared.runtime.clone(),
             jail_base: self.state.jail_base(),
+            parent_cgroup: self.hierarchies.parent().to_owned(),
             limits: self.hierarchies.limits(machine.mem_size_mib, machine.vcpu_count),
             cpus: prepared.spec.placement.as_ref().map(|placement| placement.pin.clone()).unwrap_or_default(),
         }
@@ -360,6 +362,7 @@ impl Place {
         if let Err(error) = registration.remove() {
             report.warnings.push(error.to_string());
         }
+        gc::remove_parent(&self.state, &self.hierarchies);
         report.timeline.mark(Stage::Gone);
     }
 }

@@ -125,6 +125,8 @@ pub(crate) struct JailerOrder {
     pub(crate) uid: u32,
     pub(crate) runtime: PathBuf,
     pub(crate) jail_base: PathBuf,
+    /// The cgroup below which the sandbox's is made.
+    pub(crate) parent_cgroup: String,
     /// `FILE=VALUE`.
     pub(crate) limits: Vec<String>,
     /// CPUs of the cpuset; empty: all.
@@ -142,6 +144,7 @@ impl JailerOrder {
         option("--gid", uid.into());
         option("--exec-file", self.runtime.clone().into());
         option("--chroot-base-dir", self.jail_base.clone().into());
+        option("--parent-cgroup", self.parent_cgroup.clone().into());
         for limit in &self.limits {
             option("--cgroup", limit.into());
         }
@@ -221,6 +224,7 @@ mod tests {
             uid: 7,
             runtime: "/lib/husk-runtime".into(),
             jail_base: "/run/husk/jail".into(),
+            parent_cgroup: "husk".into(),
             limits: vec!["pids.max=3".into()],
             cpus: vec![3, 1, 3],
         }
@@ -232,7 +236,7 @@ mod tests {
         assert_eq!(
             text.join(" "),
             "--id one --uid 7 --gid 7 --exec-file /lib/husk-runtime --chroot-base-dir /run/husk/jail \
-             --cgroup pids.max=3 --cpus 1,3 --control-fd 3 --"
+             --parent-cgroup husk --cgroup pids.max=3 --cpus 1,3 --control-fd 3 --"
         );
     }
 

@@ -4,6 +4,7 @@
 //! Refuses an id that is taken. Invariant: a sandbox lives exactly as long as someone holds its lock; everything under a
 //! free lock may be removed by anyone.
 
+use crate::cgroup::DEFAULT_PARENT;
 use husk_protocol::control::Fault;
 use rustix::fs::{FlockOperation, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
@@ -156,6 +157,22 @@ impl State {
     /// Where the jailer makes its directories.
     pub(crate) fn jail_base(&self) -> PathBuf {
         self.base.join("jail")
+    }
+
+    /// Name of the cgroup below which this state's sandboxes have theirs: another state's are never taken for dead ones
+    /// of this.
+    pub(crate) fn cgroup_parent(&self) -> String {
+        let path: PathBuf =
+            std::path::absolute(&self.base).unwrap_or_else(|_| self.base.clone()).components().collect();
+        if path == Path::new(STATE) {
+            return DEFAULT_PARENT.to_owned();
+        }
+        // FNV-1a; it has to be the same in every build.
+        let bytes = path.as_os_str().as_encoded_bytes();
+        let hash = bytes
+            .iter()
+            .fold(0x811c_9dc5_u32, |hash, &byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+        format!("{DEFAULT_PARENT}-{hash:08x}")
     }
 
     /// Directory of the sandboxes.
@@ -384,6 +401,14 @@ mod tests {
         assert_eq!(std::fs::read_dir(state.sandboxes()).unwrap().count(), 0);
         assert_eq!(std::fs::read_dir(state.slots()).unwrap().count(), 0);
         std::fs::remove_dir_all(base).unwrap();
+    }
+
+    #[test]
+    fn each_state_has_a_cgroup_of_its_own() {
+        let of = |path: &str| State::at(Path::new(path)).cgroup_parent();
+        assert_eq!((of("/run/husk").as_str(), of("/run/husk/").as_str()), ("husk", "husk"));
+        assert!(of("/tmp/a").starts_with("husk-") && of("/tmp/a").len() == 13);
+        assert!(of("/tmp/a") == of("/tmp//a/") && of("/tmp/a") != of("/tmp/b"));
     }
 
     #[test]
