@@ -54,10 +54,12 @@ pub(crate) fn run(executable: &Path, name: &str, deadline: Duration) -> Verdict 
     let (output, errors) = (text(output), text(errors));
     match ended {
         None => Verdict::Failed(tail(&format!("{output}{errors}\nnot ended after {deadline:?}: killed"))),
-        Some(true) => match output.lines().find_map(|line| line.split_once("HUSK-SKIP ")) {
-            Some((_, reason)) => Verdict::Skipped(reason.to_owned()),
-            None => Verdict::Passed,
-        },
+        Some(true) => {
+            match output.lines().chain(errors.lines()).find_map(|line| line.split_once("HUSK-SKIP ")) {
+                Some((_, reason)) => Verdict::Skipped(reason.to_owned()),
+                None => Verdict::Passed,
+            }
+        }
         Some(false) => Verdict::Failed(tail(&format!("{output}{errors}"))),
     }
 }
