@@ -115,7 +115,7 @@ impl Report {
             }
         }
         for drive in &self.unclean {
-            writeln!(out, "husk: drive {drive} was not unmounted cleanly")?;
+            writeln!(out, "husk: not unmounted cleanly: drive {drive}")?;
         }
         for warning in &self.warnings {
             writeln!(out, "husk: left behind, husk gc will try again: {warning}")?;
