@@ -60,6 +60,11 @@ impl Journal {
             .then(|| Verdict::Failed(format!("the machine died during it, {begun} times")))
     }
 
+    /// Whether this runner has begun the test, now or before its machine died.
+    pub(crate) fn has_begun(&self, name: &str) -> bool {
+        self.begun.contains_key(name)
+    }
+
     /// The test is about to be run.
     pub(crate) fn begin(&mut self, name: &str) {
         self.write(&format!("begun\t{name}\n"));
@@ -96,5 +101,6 @@ mod tests {
         assert!(journal.known("d").is_none(), "begun once: it is run again");
         assert!(matches!(journal.known("e"), Some(Verdict::Failed(_))));
         assert!(journal.known("f").is_none());
+        assert!(journal.has_begun("d") && !journal.has_begun("f"));
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! `husk-test-runner [--skips FILE] [--summary FILE] [--journal FILE] [--deadline SECONDS] [--filter TEXT] EXECUTABLE…`
 //!
+//! With `--claims DIR` several runners share the work: a test is run by the one that makes the file of its name there.
+//!
 //! A test that prints `HUSK-SKIP reason` and ends well is skipped; it must stand on the list of skips (a line each:
 //! name, tab, reason), else it has failed. `HUSK_TESTS_NO_SKIPS=1`, set where the machine can run everything, makes
 //! each skip a failure. A test past its deadline is killed with all that it started, and has failed.
@@ -22,6 +24,7 @@ struct Options {
     skips: Option<PathBuf>,
     summary: Option<PathBuf>,
     journal: Option<PathBuf>,
+    claims: Option<PathBuf>,
     deadline: Duration,
     filter: String,
     executables: Vec<PathBuf>,
@@ -32,6 +35,7 @@ fn options() -> Result<Options, String> {
         skips: None,
         summary: None,
         journal: None,
+        claims: None,
         deadline: Duration::from_secs(1200),
         filter: std::env::var("HUSK_TESTS_FILTER").unwrap_or_default(),
         executables: Vec::new(),
@@ -43,6 +47,7 @@ fn options() -> Result<Options, String> {
             "--skips" => options.skips = Some(value()?.into()),
             "--summary" => options.summary = Some(value()?.into()),
             "--journal" => options.journal = Some(value()?.into()),
+            "--claims" => options.claims = Some(value()?.into()),
             "--filter" => options.filter = value()?,
             "--deadline" => {
                 let text = value()?;
@@ -55,6 +60,18 @@ fn options() -> Result<Options, String> {
         }
     }
     if options.executables.is_empty() { Err("no test executable was named".into()) } else { Ok(options) }
+}
+
+impl Options {
+    /// Whether this runner is to run the test; the directory's file system decides between several.
+    fn claim(&self, name: &str) -> Result<bool, String> {
+        let Some(dir) = &self.claims else { return Ok(true) };
+        match std::fs::File::create_new(dir.join(name)) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
+            Err(error) => Err(format!("{}: {error}", dir.join(name).display())),
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -74,15 +91,18 @@ fn run(options: &Options) -> Result<bool, String> {
     let (mut passed, mut failed, mut skipped) = (0, Vec::new(), 0);
     for executable in &options.executables {
         for name in one::tests_of(executable)? {
-            if !name.contains(&options.filter) {
+            // Two executables may have tests of one name.
+            let file = executable.file_name().unwrap_or_default().to_string_lossy();
+            let key = format!("{file}.{name}");
+            if !name.contains(&options.filter) || !(journal.has_begun(&key) || options.claim(&key)?) {
                 continue;
             }
             let started = Instant::now();
-            let verdict = journal.known(&name).unwrap_or_else(|| {
-                journal.begin(&name);
+            let verdict = journal.known(&key).unwrap_or_else(|| {
+                journal.begin(&key);
                 skips.judge(&name, one::run(executable, &name, options.deadline))
             });
-            journal.end(&name, &verdict);
+            journal.end(&key, &verdict);
             let took = started.elapsed().as_secs_f64();
             match &verdict {
                 Verdict::Passed => {
@@ -109,5 +129,5 @@ fn run(options: &Options) -> Result<bool, String> {
     if let Some(path) = &options.summary {
         std::fs::write(path, format!("{line}\n")).map_err(|error| format!("{}: {error}", path.display()))?;
     }
-    Ok(failed.is_empty() && passed > 0)
+    Ok(failed.is_empty() && (passed > 0 || options.claims.is_some()))
 }
