@@ -334,7 +334,9 @@ impl Place {
         report.unclean = match &guest {
             Some(guest) => guest.unclean.clone(),
             // They were mounted, and nobody says that they no longer were at the end.
-            None if evidence.was_ready => writable.iter().map(|id| format!("{id}: husk ended it before it was unmounted")).collect(),
+            None if evidence.was_ready => {
+                writable.iter().map(|id| format!("{id}: husk ended it before it was unmounted")).collect()
+            }
             None => Vec::new(),
         };
         report.resources = Resources {
