@@ -191,7 +191,7 @@ impl Outlet {
             if self.credit == 0 || !channel.has_room() {
                 return Ok(());
             }
-            let most = self.left.map_or(u64::MAX, |left| left).min(self.credit.into());
+            let most = self.left.unwrap_or(u64::MAX).min(self.credit.into());
             let most = usize::try_from(most).unwrap_or(usize::MAX);
             match channel.relay(self.session, self.stream, watch, most) {
                 Ok(count) if count > 0 => {

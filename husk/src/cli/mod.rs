@@ -120,7 +120,7 @@ fn run(run: Run, command: Vec<OsString>, start_ns: u64) -> u8 {
     };
     let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
     let stdio = Stdio {
-        stdin: Some(stdin.as_fd()).filter(|_| options.stdin),
+        stdin: options.stdin.then(|| stdin.as_fd()),
         stdout: stdout.as_fd(),
         stderr: stderr.as_fd(),
     };

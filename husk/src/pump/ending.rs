@@ -135,7 +135,7 @@ impl Pump<'_> {
         let clock = &self.clock;
         let running = clock.killed.is_none();
         let booting = running && clock.graceful.is_none() && !self.timeline.has(Stage::Ready);
-        let boot = Some(clock.boot).filter(|_| booting);
+        let boot = booting.then_some(clock.boot);
         let orderly = running && clock.graceful.is_none() && !self.has_said_all();
         let total = clock.total.filter(|_| orderly);
         let signal = clock.signal.map(|(at, _)| at).filter(|_| orderly);

@@ -48,7 +48,7 @@ pub(super) fn plan(image: &Image<'_>, protocol: BootProtocol) -> Result<Plan, Bo
     let table = image.bytes(fields.u64(32), PROGRAM_HEADER_BYTES * usize::from(count))?;
     let mut segments = Vec::new();
     let mut pvh = None;
-    for header in table.chunks_exact(PROGRAM_HEADER_BYTES).map(Fields) {
+    for header in table.as_chunks::<PROGRAM_HEADER_BYTES>().0.iter().map(|header| Fields(header)) {
         let (offset, address) = (header.u64(8), header.u64(24));
         let (file_bytes, memory_bytes) = (header.u64(32), header.u64(40));
         match header.u32(0) {
