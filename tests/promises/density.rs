@@ -1,7 +1,7 @@
 //! Many sandboxes, one after another and side by side, and nothing left of any.
 
 use husk_tests::footprint::Footprint;
-use husk_tests::husk::Husk;
+use husk_tests::husk::{Husk, Running};
 use std::time::Duration;
 
 #[test]
@@ -41,8 +41,7 @@ fn eight_at_once_do_not_meet() {
 
 #[test]
 fn each_has_its_own_user_and_cgroup_while_it_runs() {
-    let running: Vec<_> = (0..2).map(|_| Husk::run(&[], &["sleep", "6"]).spawn()).collect();
-    std::thread::sleep(Duration::from_secs(4));
+    let running: Vec<_> = (0..2).map(|_| Husk::sh("echo up; sleep 1000").spawn()).map(Running::up).collect();
     let mut users = Vec::new();
     let mut cgroups = Vec::new();
     for pid in husk_tests::processes::named("husk-control").into_iter() {
@@ -55,7 +54,5 @@ fn each_has_its_own_user_and_cgroup_while_it_runs() {
     assert_eq!(users.len(), 2, "two runtimes, not {users:?}");
     assert_ne!(users[0], users[1]);
     assert_ne!(cgroups[0], cgroups[1]);
-    for husk in running {
-        husk.finish().expect_status(0);
-    }
+    running.into_iter().for_each(Running::terminate);
 }

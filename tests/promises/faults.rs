@@ -34,8 +34,7 @@ fn one_line(outcome: &Outcome, words: &[&str]) {
 #[test]
 fn a_killed_runtime_is_named() {
     let before = Footprint::now();
-    let husk = Husk::run(&[], &["sleep", "1000"]).spawn();
-    std::thread::sleep(Duration::from_secs(4));
+    let husk = Husk::sh("echo up; sleep 1000").spawn().up();
     kill_when_there("husk-control");
     let outcome = husk.finish().expect_status(125);
     one_line(&outcome, &["runtime", "SIGKILL"]);
@@ -91,8 +90,7 @@ fn a_killed_husk_takes_its_sandbox_along_and_gc_the_rest() {
     Husk::run(&[], &["true"]).output().expect_status(0);
     Husk::new(["gc"]).output().expect_status(0);
     let before = Footprint::now();
-    let husk = Husk::run(&[], &["sleep", "1000"]).spawn();
-    std::thread::sleep(Duration::from_secs(4));
+    let husk = Husk::sh("echo up; sleep 1000").spawn().up();
     assert_eq!(processes::named("husk-control").len(), 1);
     husk.signal(Signal::KILL);
     let outcome = husk.finish();

@@ -4,7 +4,6 @@ use husk_seccomp::Role;
 use husk_tests::husk::Husk;
 use husk_tests::processes;
 use husk_tests::ptrace::Traced;
-use std::time::Duration;
 
 /// The filters of a thread, the oldest first, as its name demands.
 fn expected(thread: &str) -> [Role; 2] {
@@ -18,8 +17,7 @@ fn expected(thread: &str) -> [Role; 2] {
 
 #[test]
 fn every_thread_carries_its_roles_compiled_table() {
-    let husk = Husk::run(&["--vcpus", "2"], &["sleep", "8"]).spawn();
-    std::thread::sleep(Duration::from_secs(5));
+    let husk = Husk::run(&["--vcpus", "2"], &["sh", "-c", "echo up; sleep 1000"]).spawn().up();
     let pids = processes::named("husk-control");
     assert_eq!(pids.len(), 1, "one runtime, not {pids:?}");
     // KVM adds a worker of its own to the process, which never runs in user mode.
@@ -46,7 +44,7 @@ fn every_thread_carries_its_roles_compiled_table() {
             assert_eq!(processes::status(&path, set), "0000000000000000", "{name}: {set}");
         }
     }
-    husk.finish().expect_status(0);
+    husk.terminate();
 }
 
 #[test]

@@ -4,7 +4,6 @@ use husk_tests::footprint::Footprint;
 use husk_tests::husk::Husk;
 use husk_tests::processes;
 use std::fs;
-use std::time::Duration;
 
 const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
 
@@ -41,8 +40,8 @@ fn each_vcpu_is_pinned_and_the_cpuset_agrees() {
     if std::thread::available_parallelism().map_or(1, usize::from) < 2 {
         husk_tests::skip!("one CPU on this machine");
     }
-    let husk = Husk::run(&["--vcpus", "2", "--pin", "1,0"], &["sleep", "6"]).spawn();
-    std::thread::sleep(Duration::from_secs(4));
+    let husk =
+        Husk::run(&["--vcpus", "2", "--pin", "1,0"], &["sh", "-c", "echo up; sleep 1000"]).spawn().up();
     let pids = processes::named("husk-control");
     assert_eq!(pids.len(), 1, "one runtime, not {pids:?}");
     let threads = processes::threads(pids[0]);
@@ -57,7 +56,7 @@ fn each_vcpu_is_pinned_and_the_cpuset_agrees() {
     let path = cgroup.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default().to_owned();
     let cpuset = fs::read_to_string(format!("/sys/fs/cgroup{path}/cpuset.cpus")).unwrap();
     assert_eq!(cpuset.trim(), "0-1");
-    husk.finish().expect_status(0);
+    husk.terminate();
 }
 
 /// A pool of so many 2 MiB pages while the test runs.
@@ -83,12 +82,11 @@ impl Drop for Pool {
 fn huge_pages_are_used_and_returned() {
     let Some(_pool) = Pool::of(72) else { husk_tests::skip!("no 72 huge pages of 2 MiB to be had") };
     let before = Footprint::now();
-    let husk = Husk::run(&["--hugepages", "2M"], &["sleep", "6"]).spawn();
-    std::thread::sleep(Duration::from_secs(4));
+    let husk = Husk::run(&["--hugepages", "2M"], &["sh", "-c", "echo up; sleep 1000"]).spawn().up();
     let free: u64 = fs::read_to_string(POOL.replace("nr_", "free_")).unwrap().trim().parse().unwrap();
     // Pre-fault is implied: all 64 are taken, whether the guest touched them or not.
     assert!(free <= 8, "{free} of 72 huge pages are free while a guest of 128 MiB runs on them");
-    husk.finish().expect_status(0);
+    husk.terminate();
     before.assert_restored();
 }
 
@@ -104,12 +102,11 @@ fn too_few_huge_pages_are_named() {
 #[test]
 fn prefault_populates_all_memory_before_the_first_instruction() {
     let resident = |options: &[&str]| {
-        let husk = Husk::run(options, &["sleep", "6"]).spawn();
-        std::thread::sleep(Duration::from_secs(4));
+        let husk = Husk::run(options, &["sh", "-c", "echo up; sleep 1000"]).spawn().up();
         let pids = processes::named("husk-control");
         assert_eq!(pids.len(), 1, "one runtime, not {pids:?}");
         let rss = processes::status(&format!("/proc/{}", pids[0]), "VmRSS");
-        husk.finish().expect_status(0);
+        husk.terminate();
         rss.trim_end_matches(" kB").parse::<u64>().unwrap()
     };
     let lazy = resident(&["--memory", "256M"]);

@@ -2,13 +2,12 @@
 
 use husk_tests::footprint::Footprint;
 use husk_tests::husk::Husk;
-use std::time::Duration;
 
 #[test]
 fn ps_shows_what_runs_and_kill_ends_it() {
     let before = Footprint::now();
-    let husk = Husk::run(&["--vcpus", "2", "--memory", "160M"], &["sleep", "1000"]).spawn();
-    std::thread::sleep(Duration::from_secs(4));
+    let husk =
+        Husk::run(&["--vcpus", "2", "--memory", "160M"], &["sh", "-c", "echo up; sleep 1000"]).spawn().up();
     let listed = Husk::new(["ps", "--json"]).output().expect_status(0);
     let listed: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
     let sandboxes = listed.as_array().unwrap();
@@ -19,7 +18,6 @@ fn ps_shows_what_runs_and_kill_ends_it() {
     Husk::new(["kill", &id]).output().expect_status(0);
     let outcome = husk.finish();
     assert_ne!(outcome.status, 0);
-    assert!(outcome.took < Duration::from_secs(20), "{:?}", outcome.took);
     let listed = Husk::new(["ps", "--json"]).output().expect_status(0);
     assert_eq!(listed.text().trim(), "[]");
     before.assert_restored();
@@ -35,11 +33,10 @@ fn killing_what_is_not_there_is_named() {
 
 #[test]
 fn gc_does_not_touch_what_lives() {
-    let husk = Husk::sh("sleep 8; echo alive").spawn();
-    std::thread::sleep(Duration::from_secs(4));
+    let husk = Husk::sh("echo up; sleep 4; echo alive").spawn().up();
     Husk::new(["gc"]).output().expect_status(0);
     let outcome = husk.finish().expect_status(0);
-    assert_eq!(outcome.text(), "alive\n");
+    assert_eq!(outcome.text(), "up\nalive\n");
 }
 
 #[test]

@@ -7,6 +7,8 @@ use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -152,15 +154,21 @@ impl Husk {
             // A husk that ends early closes the pipe: that is for the test to judge, not for the feeder.
             std::thread::spawn(move || drop(pipe.write_all(&bytes)))
         });
-        let stdout = child.stdout.take().map(collect);
-        let stderr = child.stderr.take().map(collect);
-        Running { child, feeder, stdout, stderr, started, deadline: self.deadline }
+        let spoke = Arc::new(AtomicBool::new(false));
+        let stdout = child.stdout.take().map(|pipe| collect(pipe, Arc::clone(&spoke)));
+        let stderr = child.stderr.take().map(|pipe| collect(pipe, Arc::default()));
+        Running { child, feeder, stdout, stderr, spoke, started, deadline: self.deadline }
     }
 }
 
-fn collect(mut pipe: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
+/// Reads to the end, and says when there is something.
+fn collect(mut pipe: impl Read + Send + 'static, spoke: Arc<AtomicBool>) -> JoinHandle<Vec<u8>> {
     std::thread::spawn(move || {
-        let mut bytes = Vec::new();
+        let mut bytes = vec![0];
+        if pipe.read_exact(&mut bytes).is_err() {
+            return Vec::new();
+        }
+        spoke.store(true, Ordering::Release);
         drop(pipe.read_to_end(&mut bytes));
         bytes
     })
@@ -172,6 +180,7 @@ pub struct Running {
     feeder: Option<JoinHandle<()>>,
     stdout: Option<JoinHandle<Vec<u8>>>,
     stderr: Option<JoinHandle<Vec<u8>>>,
+    spoke: Arc<AtomicBool>,
     started: Instant,
     deadline: Duration,
 }
@@ -189,6 +198,36 @@ impl Running {
         if let Some(pid) = pid {
             let _ = rustix::process::kill_process(pid, signal);
         }
+    }
+
+    /// Waits until the command has written something to its standard output: then it runs, however slow the machine is.
+    ///
+    /// # Panics
+    /// husk ended first, or the deadline passed.
+    #[track_caller]
+    #[must_use]
+    pub fn up(mut self) -> Self {
+        while !self.spoke.load(Ordering::Acquire) {
+            let ended = self.child.try_wait();
+            // What it wrote last may not have been read yet.
+            if !matches!(ended, Ok(None)) || self.started.elapsed() > self.deadline {
+                let outcome = self.finish();
+                assert!(!outcome.stdout.is_empty(), "the command never spoke: {outcome:?}");
+                panic!("the command ended before it was looked at: {outcome:?}");
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self
+    }
+
+    /// Ends a command that only waits: SIGTERM, which kills it.
+    ///
+    /// # Panics
+    /// It ended otherwise.
+    #[track_caller]
+    pub fn terminate(self) {
+        self.signal(rustix::process::Signal::TERM);
+        self.finish().expect_status(143);
     }
 
     /// Waits for the end; past the deadline husk is killed and the test fails.
