@@ -3,6 +3,7 @@
 //! `husk-test-runner [--skips FILE] [--summary FILE] [--journal FILE] [--deadline SECONDS] [--filter TEXT] EXECUTABLE…`
 //!
 //! With `--claims DIR` several runners share the work: a test is run by the one that makes the file of its name there.
+//! `--first FILE` names the tests that take minutes, a line each: begun first, so that the runners end at about one time.
 //!
 //! A test that prints `HUSK-SKIP reason` and ends well is skipped; it must stand on the list of skips (a line each:
 //! name, tab, reason), else it has failed. `HUSK_TESTS_NO_SKIPS=1`, set where the machine can run everything, makes
@@ -25,6 +26,7 @@ struct Options {
     summary: Option<PathBuf>,
     journal: Option<PathBuf>,
     claims: Option<PathBuf>,
+    first: Option<PathBuf>,
     deadline: Duration,
     filter: String,
     executables: Vec<PathBuf>,
@@ -36,6 +38,7 @@ fn options() -> Result<Options, String> {
         summary: None,
         journal: None,
         claims: None,
+        first: None,
         deadline: Duration::from_secs(1200),
         filter: std::env::var("HUSK_TESTS_FILTER").unwrap_or_default(),
         executables: Vec::new(),
@@ -48,6 +51,7 @@ fn options() -> Result<Options, String> {
             "--summary" => options.summary = Some(value()?.into()),
             "--journal" => options.journal = Some(value()?.into()),
             "--claims" => options.claims = Some(value()?.into()),
+            "--first" => options.first = Some(value()?.into()),
             "--filter" => options.filter = value()?,
             "--deadline" => {
                 let text = value()?;
@@ -63,6 +67,26 @@ fn options() -> Result<Options, String> {
 }
 
 impl Options {
+    /// The tests that the filter takes, with their executables, those of `--first` before the others.
+    fn tests(&self) -> Result<Vec<(&PathBuf, String)>, String> {
+        let first = match &self.first {
+            Some(path) => {
+                std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?
+            }
+            None => String::new(),
+        };
+        let first: Vec<&str> = first.lines().collect();
+        let mut tests = Vec::new();
+        for executable in &self.executables {
+            let names = one::tests_of(executable)?;
+            tests.extend(
+                names.into_iter().filter(|name| name.contains(&self.filter)).map(|name| (executable, name)),
+            );
+        }
+        tests.sort_by_key(|(_, name)| first.iter().position(|it| it == name).unwrap_or(first.len()));
+        Ok(tests)
+    }
+
     /// Whether this runner is to run the test; the directory's file system decides between several.
     fn claim(&self, name: &str) -> Result<bool, String> {
         let Some(dir) = &self.claims else { return Ok(true) };
@@ -89,37 +113,35 @@ fn run(options: &Options) -> Result<bool, String> {
     let skips = Skips::read(options.skips.as_deref())?;
     let mut journal = Journal::open(options.journal.as_deref())?;
     let (mut passed, mut failed, mut skipped) = (0, Vec::new(), 0);
-    for executable in &options.executables {
-        for name in one::tests_of(executable)? {
-            // Two executables may have tests of one name.
-            let file = executable.file_name().unwrap_or_default().to_string_lossy();
-            let key = format!("{file}.{name}");
-            if !name.contains(&options.filter) || !(journal.has_begun(&key) || options.claim(&key)?) {
-                continue;
-            }
-            let started = Instant::now();
-            let verdict = journal.known(&key).unwrap_or_else(|| {
-                journal.begin(&key);
-                skips.judge(&name, one::run(executable, &name, options.deadline))
-            });
-            journal.end(&key, &verdict);
-            let took = started.elapsed().as_secs_f64();
-            match &verdict {
-                Verdict::Passed => {
-                    passed += 1;
-                    println!("ok      {name} ({took:.1} s)");
-                }
-                Verdict::Skipped(reason) => {
-                    skipped += 1;
-                    println!("skipped {name}: {reason}");
-                }
-                Verdict::Failed(output) => {
-                    println!("FAILED  {name} ({took:.1} s)\n{output}");
-                    failed.push(name);
-                }
-            }
-            drop(std::io::stdout().flush());
+    for (executable, name) in options.tests()? {
+        // Two executables may have tests of one name.
+        let file = executable.file_name().unwrap_or_default().to_string_lossy();
+        let key = format!("{file}.{name}");
+        if !(journal.has_begun(&key) || options.claim(&key)?) {
+            continue;
         }
+        let started = Instant::now();
+        let verdict = journal.known(&key).unwrap_or_else(|| {
+            journal.begin(&key);
+            skips.judge(&name, one::run(executable, &name, options.deadline))
+        });
+        journal.end(&key, &verdict);
+        let took = started.elapsed().as_secs_f64();
+        match &verdict {
+            Verdict::Passed => {
+                passed += 1;
+                println!("ok      {name} ({took:.1} s)");
+            }
+            Verdict::Skipped(reason) => {
+                skipped += 1;
+                println!("skipped {name}: {reason}");
+            }
+            Verdict::Failed(output) => {
+                println!("FAILED  {name} ({took:.1} s)\n{output}");
+                failed.push(name);
+            }
+        }
+        drop(std::io::stdout().flush());
     }
     for name in &failed {
         println!("failed: {name}");
