@@ -6,7 +6,7 @@
 
 use crate::options::Options;
 use husk_protocol::exec::{DriveMount, Exec, Mounts, RootMount, User, WindowSize};
-use husk_protocol::spec::{CacheType, FileRef, HugePages, RawDrive, RawMachineConfig, RawSpec};
+use husk_protocol::spec::{BootProtocol, CacheType, FileRef, HugePages, RawDrive, RawMachineConfig, RawSpec};
 use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
 
@@ -103,6 +103,8 @@ pub(crate) enum PlanError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Places {
     pub(crate) kernel: u32,
+    /// Whether it is Husk's own, not one that was named.
+    pub(crate) own_kernel: bool,
     pub(crate) initrd: u32,
     pub(crate) root: u32,
     /// Drives of the configuration, then those of the options.
@@ -259,6 +261,10 @@ pub(crate) fn check_memory(memory_mib: u64, kernel_end: u64, initrd: u64) -> Res
 
 /// Puts the files into the machine: root first, then the configuration's drives, then those of the options.
 pub(crate) fn with_files(mut spec: RawSpec, options: &Options, places: &Places) -> RawSpec {
+    // Husk's own kernel takes either entry. By PVH it would look for Xen first: 256 CPUID instructions, each an exit.
+    if places.own_kernel && spec.boot_source.boot_protocol == BootProtocol::Auto {
+        spec.boot_source.boot_protocol = BootProtocol::Linux64;
+    }
     spec.boot_source.kernel_image_path = FileRef::Fd(places.kernel);
     spec.boot_source.initrd_path = Some(FileRef::Fd(places.initrd));
     let root = RawDrive {

@@ -122,7 +122,7 @@ pub(crate) fn prepare(options: &Options, manner: Manner<'_>) -> Result<Prepared,
     let assets = Assets::usual();
     let (jailer, runtime) = (assets.jailer()?, assets.runtime()?);
 
-    let kernel = open_kernel(options, &base, &assets)?;
+    let (kernel, own_kernel) = open_kernel(options, &base, &assets)?;
     let (initrd, initrd_size) = open_initrd(options, &base, &assets)?;
     plan::check_memory(spec.machine_config.mem_size_mib, kernel.check_kernel()?, initrd_size)?;
     let (kernel, initrd) = (files.add(kernel.file), files.add(initrd));
@@ -149,7 +149,8 @@ pub(crate) fn prepare(options: &Options, manner: Manner<'_>) -> Result<Prepared,
         }
         false => (None, None),
     };
-    let places = Places { kernel, initrd, root, drives, exec, listener: listening, console: output };
+    let places =
+        Places { kernel, own_kernel, initrd, root, drives, exec, listener: listening, console: output };
     let spec = plan::with_files(spec, options, &places);
     Ok(Prepared { spec, files: files.0, jailer, runtime, channel, console, listener, vsock })
 }
@@ -174,11 +175,12 @@ fn configured_socket(base: &RawSpec) -> Option<PathBuf> {
     path_of(base.vsock.as_ref()?.uds_path.as_ref()?).map(Path::to_owned)
 }
 
-fn open_kernel(options: &Options, base: &RawSpec, assets: &Assets) -> Result<Image, PrepareError> {
+/// The kernel, and whether it is Husk's own.
+fn open_kernel(options: &Options, base: &RawSpec, assets: &Assets) -> Result<(Image, bool), PrepareError> {
     let named = options.kernel.as_deref().or_else(|| path_of(&base.boot_source.kernel_image_path));
     Ok(match named {
-        Some(path) => Image::open("kernel", path, Access::File)?,
-        None => Image::open("kernel", &assets.kernel()?, Access::File)?,
+        Some(path) => (Image::open("kernel", path, Access::File)?, false),
+        None => (Image::open("kernel", &assets.kernel()?, Access::File)?, true),
     })
 }
 

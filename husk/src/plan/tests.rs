@@ -94,6 +94,7 @@ fn files_take_their_places_and_the_guest_finds_them_by_serial() {
     let spec = machine(&over, &base).unwrap();
     let places = Places {
         kernel: 1,
+        own_kernel: true,
         initrd: 2,
         root: 3,
         drives: vec![4, 5],
@@ -115,6 +116,9 @@ fn files_take_their_places_and_the_guest_finds_them_by_serial() {
     assert_eq!(spec.vsock.unwrap().uds_path, Some(FileRef::Fd(7)));
     assert_eq!(spec.exec.unwrap().channel, FileRef::Fd(6));
     assert!(spec.placement.unwrap().prefault, "huge pages imply it");
+    assert_eq!(spec.boot_source.boot_protocol, BootProtocol::Linux64, "its own kernel's cheaper entry");
+    let named = with_files(machine(&over, &base).unwrap(), &over, &Places { own_kernel: false, ..places });
+    assert_eq!(named.boot_source.boot_protocol, BootProtocol::Auto, "another kernel may have one only");
     let mounts = mounts(&over);
     assert_eq!(mounts.root.serial, "husk-root");
     assert_eq!((mounts.drives[0].serial.as_str(), mounts.drives[0].read_only), ("husk-drive0", false));

@@ -94,8 +94,14 @@ pub fn load(
         fill(memory, file, Role::Initrd, segment)?;
     }
     let initrd = initrd.map(|(_, segment)| (segment.address, bytes(segment.file_bytes)));
-    let loaded =
-        Loaded { entry: plan.entry, header: plan.header, initrd, cmdline: &line, vcpus: request.vcpus };
+    let loaded = Loaded {
+        entry: plan.entry,
+        header: plan.header,
+        initrd,
+        cmdline: &line,
+        vcpus: request.vcpus,
+        slots: request.slots,
+    };
     arch::boot::write(memory, &loaded)?;
     Ok(plan.entry)
 }

@@ -13,13 +13,8 @@ use vm_memory::{GuestRegionMmap, MmapRegion};
 const PAGE: usize = 4096;
 const PROT: ProtFlags = ProtFlags::READ.union(ProtFlags::WRITE);
 
-/// Maps `bytes`, the first `sparse` of which are hardly used; `total` is what the whole guest needs, for the error's text.
-pub(super) fn map(
-    bytes: usize,
-    sparse: usize,
-    backing: Backing,
-    total: usize,
-) -> Result<MmapRegion, MemoryError> {
+/// Maps `bytes`; `total` is what the whole guest needs, for the error's text.
+pub(super) fn map(bytes: usize, backing: Backing, total: usize) -> Result<MmapRegion, MemoryError> {
     let page = match backing {
         Backing::Anonymous => PAGE,
         Backing::HugeTlb2M => HUGE_PAGE,
@@ -29,7 +24,7 @@ pub(super) fn map(
     }
     match backing {
         Backing::Anonymous => {
-            anonymous(bytes, sparse).map_err(|source| MemoryError::NoMemory { mib: total >> 20, source })
+            anonymous(bytes).map_err(|source| MemoryError::NoMemory { mib: total >> 20, source })
         }
         Backing::HugeTlb2M => region(bytes, HUGETLB).map_err(|source| MemoryError::NoHugePages {
             needed: total / HUGE_PAGE,
@@ -94,17 +89,14 @@ fn unmap(start: *mut c_void, bytes: usize) -> Result<(), Errno> {
     }
 }
 
-/// Anonymous memory whose start is a multiple of [`HUGE_PAGE`], huge pages advised but for the first `sparse` bytes:
-/// clearing a huge page costs as much as some two hundred faults.
-fn anonymous(bytes: usize, sparse: usize) -> Result<MmapRegion, Errno> {
+/// Anonymous memory whose start is a multiple of [`HUGE_PAGE`], huge pages advised.
+fn anonymous(bytes: usize) -> Result<MmapRegion, Errno> {
     let mut region = region(bytes, ANONYMOUS)?;
     if !region.as_ptr().addr().is_multiple_of(HUGE_PAGE) {
         // Kernels since 6.7 align large mappings by themselves; for others, and for small ones, it is done here.
         region = aligned(bytes)?;
     }
-    let sparse = sparse.min(bytes);
-    advise(&region, (0, sparse), Advice::LinuxNoHugepage)?;
-    advise(&region, (sparse, bytes - sparse), Advice::LinuxHugepage)?;
+    advise(&region, (0, bytes), Advice::LinuxHugepage)?;
     Ok(region)
 }
 

@@ -7,9 +7,10 @@
 use super::gdt::{CODE_64, DATA, TSS, descriptor};
 use super::layout::{
     CMDLINE, GAP_END, GAP_START, GDT, HIMEM, IDENTITY_MAPPED, MEMORY_MAP, MODULES, MP_TABLE, PD, PDPT, PML4,
-    START_INFO, ZERO_PAGE,
+    SERIAL_IRQ, START_INFO, ZERO_PAGE,
 };
 use super::mptable;
+use crate::arch::Slot;
 use crate::memory::GuestMemory;
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 use linux_loader::loader::elf::start_info::{
@@ -17,6 +18,9 @@ use linux_loader::loader::elf::start_info::{
     hvm_start_info,
 };
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion};
+
+/// The timer's interrupt. There is no such timer, but kernels that look for it take its absence for a broken machine.
+const TIMER_IRQ: u32 = 0;
 
 /// The setup header of a bzImage.
 pub type SetupHeader = setup_header;
@@ -69,6 +73,8 @@ pub struct Loaded<'a> {
     pub cmdline: &'a str,
     /// vCPUs, for the MP tables.
     pub vcpus: u8,
+    /// virtio-mmio devices, for the MP tables.
+    pub slots: &'a [Slot],
 }
 
 /// Writes the tables for `loaded` into low memory.
@@ -79,7 +85,10 @@ pub fn write(memory: &GuestMemory, loaded: &Loaded<'_>) -> Result<(), GuestMemor
     let mut line = loaded.cmdline.as_bytes().to_vec();
     line.push(0);
     memory.write_slice(&line, GuestAddress(CMDLINE))?;
-    memory.write_slice(&mptable::build(loaded.vcpus), GuestAddress(MP_TABLE))?;
+    let devices = loaded.slots.iter().map(|slot| slot.irq);
+    let irqs: Vec<u8> =
+        [TIMER_IRQ, SERIAL_IRQ].into_iter().chain(devices).filter_map(|irq| u8::try_from(irq).ok()).collect();
+    memory.write_slice(&mptable::build(loaded.vcpus, &irqs), GuestAddress(MP_TABLE))?;
     match loaded.entry {
         Entry::Linux64 { .. } => {
             write_page_tables(memory)?;
@@ -184,7 +193,14 @@ mod tests {
     use crate::memory::{Backing, map};
 
     fn loaded(entry: Entry) -> Loaded<'static> {
-        Loaded { entry, header: None, initrd: Some((0x200_0000, 1000)), cmdline: "quiet", vcpus: 2 }
+        Loaded {
+            entry,
+            header: None,
+            initrd: Some((0x200_0000, 1000)),
+            cmdline: "quiet",
+            vcpus: 2,
+            slots: &[],
+        }
     }
 
     fn memory() -> GuestMemory {

@@ -1,9 +1,10 @@
 //! The tables of Intel's MultiProcessor Specification 1.4, from which a kernel without ACPI learns of CPUs and interrupts.
 //!
-//! Owns their bytes. Invariant: every table's checksum makes the sum of its bytes zero, and all tables together fit the
+//! Owns their bytes. Names only the interrupts that a device has: for each, Linux writes an entry of the I/O APIC, and each such
+//! write is an exit. Invariant: every table's checksum makes the sum of its bytes zero, and all tables together fit the
 //! last KiB of low memory for up to 32 vCPUs.
 
-use super::layout::{IOAPIC, LAPIC, LAST_IRQ, MP_TABLE};
+use super::layout::{IOAPIC, LAPIC, MP_TABLE};
 
 /// Version 1.4 of the specification.
 const SPEC_REVISION: u8 = 4;
@@ -28,8 +29,9 @@ mod kind {
     pub(super) const EXT_INT: u8 = 3;
 }
 
-/// The floating pointer structure and the configuration table behind it, as they lie at [`MP_TABLE`].
-pub(super) fn build(vcpus: u8) -> Vec<u8> {
+/// The floating pointer structure and the configuration table behind it, as they lie at [`MP_TABLE`]; `irqs` are those of the
+/// devices, all below 24.
+pub(super) fn build(vcpus: u8, irqs: &[u8]) -> Vec<u8> {
     let ioapic_id = vcpus;
     let mut entries = Vec::with_capacity(1024);
     for id in 0..vcpus {
@@ -45,13 +47,13 @@ pub(super) fn build(vcpus: u8) -> Vec<u8> {
     entries.extend(b"ISA   ");
     entries.extend([entry::IOAPIC, ioapic_id, APIC_VERSION, 1]);
     entries.extend(IOAPIC.to_le_bytes());
-    for irq in 0..=LAST_IRQ.to_le_bytes()[0] {
+    for &irq in irqs {
         entries.extend([entry::INTERRUPT, kind::INT, 0, 0, BUS, irq, ioapic_id, irq]);
     }
     entries.extend([entry::LOCAL_INTERRUPT, kind::EXT_INT, 0, 0, BUS, 0, 0, 0]);
     entries.extend([entry::LOCAL_INTERRUPT, kind::NMI, 0, 0, BUS, 0, 0xff, 1]);
 
-    let count = u16::from(vcpus) + 1 + 1 + (LAST_IRQ.to_le_bytes()[0] as u16 + 1) + 2;
+    let count = u16::from(vcpus) + 1 + 1 + u16::try_from(irqs.len()).unwrap_or(u16::MAX) + 2;
     let table = with_checksum(configuration(entries, count), 7);
     let mut all = floating_pointer();
     all.extend(table);
@@ -102,8 +104,9 @@ mod tests {
 
     #[test]
     fn the_tables_fit_and_sum_to_zero() {
+        let all: Vec<u8> = (0..24).collect();
         for vcpus in [1, 2, 31, 32] {
-            let bytes = build(vcpus);
+            let bytes = build(vcpus, &all);
             assert!(bytes.len() <= MP_TABLE_BYTES, "{} bytes for {vcpus}", bytes.len());
             assert_eq!(sum(&bytes[..16]), 0);
             assert_eq!(sum(&bytes[16..]), 0);
@@ -112,7 +115,7 @@ mod tests {
 
     #[test]
     fn entries_are_as_many_and_as_long_as_the_header_says() {
-        let bytes = build(2);
+        let bytes = build(2, &[4, 5, 6]);
         let table = &bytes[16..];
         let length = u16::from_le_bytes([table[4], table[5]]);
         assert_eq!(usize::from(length), table.len());
@@ -127,7 +130,7 @@ mod tests {
 
     #[test]
     fn the_pointer_points_behind_itself() {
-        let bytes = build(1);
+        let bytes = build(1, &[]);
         assert_eq!(&bytes[..4], b"_MP_");
         assert_eq!(bytes[4..8], 0x9fc10_u32.to_le_bytes());
         assert_eq!(&bytes[16..20], b"PCMP");
