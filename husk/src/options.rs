@@ -53,6 +53,8 @@ pub struct Options {
     pub config: Option<PathBuf>,
     /// Path of the unix socket for connections between host programs and guest ports.
     pub vsock: Option<PathBuf>,
+    /// The guest gets random bytes from the host.
+    pub entropy: bool,
     /// Program and arguments.
     pub command: Vec<OsString>,
 }
@@ -80,6 +82,7 @@ impl Default for Options {
             drives: Vec::new(),
             config: None,
             vsock: None,
+            entropy: false,
             command: Vec::new(),
         }
     }

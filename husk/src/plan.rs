@@ -71,7 +71,9 @@ pub(crate) enum PlanError {
     )]
     DriveId(String),
     /// Too many drives.
-    #[error("{0} devices are asked for (drives, root and vsock); at most {MOST_DEVICES} are possible")]
+    #[error(
+        "{0} devices are asked for (drives, root, vsock and entropy); at most {MOST_DEVICES} are possible"
+    )]
     Devices(usize),
     /// Kernel and initrd do not fit.
     #[error("memory of {memory} MiB is too small: the kernel and initrd need at least {needs} MiB")]
@@ -127,6 +129,9 @@ pub(crate) fn machine(options: &Options, base: &RawSpec) -> Result<RawSpec, Plan
             placement.pin.clone_from(&options.pin);
         }
         spec.placement = Some(placement);
+    }
+    if options.entropy {
+        spec.entropy.get_or_insert_default();
     }
     let vcpus = spec.machine_config.vcpu_count;
     let cpus = spec.placement.as_ref().map_or(0, |placement| placement.pin.len());
@@ -237,7 +242,7 @@ fn check_drives(options: &Options, spec: &RawSpec) -> Result<(), PlanError> {
     }
     // The root replaces the configuration's root device, if it has one; the vsock device carries the exec channel.
     let data = spec.drives.iter().filter(|drive| !drive.is_root_device).count();
-    let devices = 1 + data + options.drives.len() + 1;
+    let devices = 1 + data + options.drives.len() + 1 + usize::from(spec.entropy.is_some());
     if devices > MOST_DEVICES { Err(PlanError::Devices(devices)) } else { Ok(()) }
 }
 

@@ -23,6 +23,9 @@ pub struct RawSpec {
     /// The vsock device; absent: none, unless `exec` needs one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock: Option<RawVsock>,
+    /// The entropy device; absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entropy: Option<RawEntropy>,
     /// Husk: where vCPUs and memory are put.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placement: Option<RawPlacement>,
@@ -169,6 +172,11 @@ pub struct RawVsock {
     pub vsock_id: Option<String>,
 }
 
+/// The entropy device. It has no keys: a `rate_limiter` is refused as unknown, since the device bounds its work itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawEntropy {}
+
 /// Where vCPUs and memory are put.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -293,7 +301,8 @@ mod tests {
                     "is_read_only": false, "cache_type": "Unsafe"}],
         "machine-config": {"vcpu_count": 2, "mem_size_mib": 1024, "smt": false, "track_dirty_pages": false,
                            "huge_pages": "2M"},
-        "vsock": {"guest_cid": 3, "uds_path": "/tmp/v.sock"}
+        "vsock": {"guest_cid": 3, "uds_path": "/tmp/v.sock"},
+        "entropy": {}
     }"#;
 
     #[test]
@@ -311,6 +320,18 @@ mod tests {
                 .unwrap_err()
                 .to_string();
         assert!(error.contains("unknown field `kernel`"), "{error}");
+    }
+
+    #[test]
+    fn an_entropy_device_has_no_rate_limiter() {
+        let with = |entropy: &str| {
+            let text = format!(r#"{{"boot-source": {{"kernel_image_path": "k"}}, "entropy": {entropy}}}"#);
+            serde_json::from_str::<RawSpec>(&text).map(|spec| spec.entropy)
+        };
+        assert_eq!(with("{}").unwrap(), Some(RawEntropy {}));
+        assert_eq!(with("null").unwrap(), None);
+        let error = with(r#"{"rate_limiter": {"bandwidth": {}}}"#).unwrap_err().to_string();
+        assert!(error.contains("unknown field `rate_limiter`"), "{error}");
     }
 
     #[test]

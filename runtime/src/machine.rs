@@ -9,6 +9,7 @@ use crate::confine::{self, ConfineError};
 use crate::console::Console;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::block::{Block, BlockError};
+use crate::devices::virtio::entropy::Entropy;
 use crate::devices::virtio::event_loop::{EventLoop, LoopHandle};
 use crate::devices::virtio::mmio::{MmioTransport, NOTIFY_OFFSET};
 use crate::devices::virtio::vsock::{Vsock, VsockAnswers, VsockHost};
@@ -155,6 +156,7 @@ impl Machine {
                     vsock = Some(answers);
                     Box::new(device)
                 }
+                DeviceSpec::Entropy => Box::new(Entropy),
             };
             virtio.add(device, &name)?;
         }

@@ -88,6 +88,7 @@ fn what_is_wrong_in_it_is_named() {
     );
     refused(&format!(r#"{{{boot}, "vsock": {{"guest_cid": 2}}}}"#), &["guest_cid", "2"]);
     refused(&format!(r#"{{{boot}, "network-interfaces": []}}"#), &["network-interfaces"]);
+    refused(&format!(r#"{{{boot}, "entropy": {{"rate_limiter": {{}}}}}}"#), &["entropy", "rate_limiter"]);
     refused(r#"{"boot-source": {"kernel_image_path": "k", "boot_args": "a\u0000b"}}"#, &["boot_args"]);
 }
 

@@ -9,6 +9,7 @@ mod boot;
 mod command;
 mod config;
 mod density;
+mod devices;
 mod drives;
 mod faults;
 mod filters;

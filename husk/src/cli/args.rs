@@ -118,6 +118,9 @@ pub(crate) struct Run {
     /// unix socket to make: host programs say CONNECT <port> to reach the guest, the guest reaches <path>_<port>
     #[argh(option, arg_name = "path")]
     vsock: Option<PathBuf>,
+    /// give the guest the host's random bytes: a virtio device behind /dev/hwrng
+    #[argh(switch)]
+    entropy: bool,
     /// name of the sandbox: letters, digits and hyphens, at most 64; default: random
     #[argh(option, arg_name = "id")]
     id: Option<String>,
@@ -240,6 +243,7 @@ impl Run {
             drives: self.drive,
             config: self.config,
             vsock: self.vsock,
+            entropy: self.entropy,
             command,
         };
         Ok((options, telling))

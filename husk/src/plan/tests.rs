@@ -73,6 +73,18 @@ fn seventeen_drives_fit_beside_root_and_vsock() {
     machine(&options(), &RawSpec { drives: drives(17), ..RawSpec::default() }).unwrap();
     let error = machine(&options(), &RawSpec { drives: drives(18), ..RawSpec::default() }).unwrap_err();
     assert_eq!(error, PlanError::Devices(20));
+    let over = Options { entropy: true, ..options() };
+    let error = machine(&over, &RawSpec { drives: drives(17), ..RawSpec::default() }).unwrap_err();
+    assert_eq!(error, PlanError::Devices(20));
+}
+
+#[test]
+fn an_entropy_device_is_asked_for_by_the_option_or_by_the_configuration() {
+    assert!(machine(&options(), &RawSpec::default()).unwrap().entropy.is_none());
+    let over = Options { entropy: true, ..options() };
+    assert!(machine(&over, &RawSpec::default()).unwrap().entropy.is_some());
+    let base = RawSpec { entropy: Some(husk_protocol::spec::RawEntropy {}), ..RawSpec::default() };
+    assert!(machine(&options(), &base).unwrap().entropy.is_some());
 }
 
 #[test]

@@ -54,7 +54,9 @@ pub enum SpecError {
         reason: &'static str,
     },
     /// More devices than interrupts.
-    #[error("drives and vsock: {wanted} devices; at most {allowed} are allowed, and {first} is one too many")]
+    #[error(
+        "drives, vsock and entropy: {wanted} devices; at most {allowed} are allowed, and {first} is one too many"
+    )]
     TooManyDevices {
         /// How many there are.
         wanted: usize,

@@ -33,6 +33,8 @@ pub enum DeviceSpec<'a> {
     Drive(&'a DriveSpec),
     /// The socket device.
     Vsock(&'a VsockSpec),
+    /// The entropy device.
+    Entropy,
 }
 
 impl DeviceSpec<'_> {
@@ -42,6 +44,7 @@ impl DeviceSpec<'_> {
         match self {
             Self::Drive(drive) => format!("drive {:?}", drive.id()),
             Self::Vsock(_) => "vsock".to_owned(),
+            Self::Entropy => "entropy".to_owned(),
         }
     }
 }
@@ -54,6 +57,7 @@ pub struct MachineSpec {
     boot: BootSpec,
     drives: Vec<DriveSpec>,
     vsock: Option<VsockSpec>,
+    entropy: bool,
     placement: PlacementSpec,
     exec: Option<ExecSpec>,
     console: Option<FileRef>,
@@ -108,9 +112,11 @@ impl MachineSpec {
         self.console.as_ref()
     }
 
-    /// Its virtio devices in the guest's order: drives, then vsock.
+    /// Its virtio devices in the guest's order: drives, then vsock, then entropy.
     pub fn device_specs(&self) -> impl Iterator<Item = DeviceSpec<'_>> {
-        self.drives.iter().map(DeviceSpec::Drive).chain(self.vsock.iter().map(DeviceSpec::Vsock))
+        let drives = self.drives.iter().map(DeviceSpec::Drive);
+        let vsock = self.vsock.iter().map(DeviceSpec::Vsock);
+        drives.chain(vsock).chain(self.entropy.then_some(DeviceSpec::Entropy))
     }
 }
 
@@ -133,6 +139,7 @@ impl TryFrom<RawSpec> for MachineSpec {
             boot: BootSpec::new(raw.boot_source)?,
             drives: drives(raw.drives)?,
             vsock: VsockSpec::new(raw.vsock, exec.is_some())?,
+            entropy: raw.entropy.is_some(),
             placement,
             exec,
             console: raw.console.map(|console| console.output),

@@ -1,6 +1,6 @@
 use super::*;
 use crate::memory::Backing;
-use husk_protocol::spec::{HugePages, RawExec, RawPlacement, RawVsock};
+use husk_protocol::spec::{HugePages, RawEntropy, RawExec, RawPlacement, RawVsock};
 
 fn raw() -> RawSpec {
     let mut raw = RawSpec::default();
@@ -121,6 +121,11 @@ fn the_twentieth_device_is_refused_by_name() {
         raw.exec = Some(RawExec { channel: FileRef::Fd(3), port: 1024 });
     });
     assert!(error.contains("vsock is one too many"), "{error}");
+    let error = refused(|raw| {
+        raw.drives = drives(19);
+        raw.entropy = Some(RawEntropy {});
+    });
+    assert!(error.contains("entropy is one too many"), "{error}");
 }
 
 #[test]

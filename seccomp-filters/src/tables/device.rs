@@ -28,5 +28,8 @@ pub(crate) const RULES: &[Rule] = &[
     when("accept4", &[within_int(3, CLOEXEC_NONBLOCK)], "a host program connects to the vsock listener"),
     any("shutdown", "one direction of a connection ends"),
     any("timerfd_settime", "a deadline of a connection or of a drain"),
-    any("getrandom", "the seed of a hash map's keys, once a thread"),
+    any(
+        "getrandom",
+        "the guest asks its entropy device for bytes; the seed of a hash map's keys, once a thread",
+    ),
 ];

@@ -6,10 +6,12 @@
 //! device ever sees them. Invariant: a queue has one owner at a time, transport or worker.
 
 pub mod block;
+pub mod entropy;
 pub mod event_loop;
 pub mod guest_io;
 pub mod mmio;
 pub mod queue;
+mod service;
 #[cfg(test)]
 pub(crate) mod testkit;
 pub mod vsock;
@@ -40,6 +42,8 @@ pub const FEATURE_INDIRECT: u64 = 1 << virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 pub enum DeviceKind {
     /// A disk (5.2).
     Block = virtio_ids::VIRTIO_ID_BLOCK,
+    /// A source of random bytes (5.4).
+    Entropy = virtio_ids::VIRTIO_ID_RNG,
     /// A socket device (5.10).
     Vsock = virtio_ids::VIRTIO_ID_VSOCK,
 }

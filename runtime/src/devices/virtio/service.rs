@@ -1,0 +1,88 @@
+//! A queue served request by request, a bounded amount at a time.
+//!
+//! Owns the order of kicks, looks at the queue and interrupts. Refuses to hold the event loop: past a [`Budget`] the other
+//! devices come first, and the queue kicks itself. Invariant: a request is answered before the next is taken, so nothing
+//! is in flight between two events.
+
+use super::queue::{Chain, Popped, Virtqueue};
+use super::{DeviceError, Memory};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Most work for one event.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Budget {
+    /// Looks at the queue.
+    pub(super) looks: u32,
+    /// What the answers say they cost, give or take the last one; the unit is the device's.
+    pub(super) cost: u64,
+}
+
+/// A request that was answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Answer {
+    /// Bytes written into its buffers.
+    pub(super) written: u32,
+    /// What it cost, in the unit of the device's [`Budget`].
+    pub(super) cost: u64,
+}
+
+/// What one queue is served with.
+pub(super) struct Service {
+    pub(super) queue: Virtqueue,
+    budget: Budget,
+    dropped: Arc<AtomicU64>,
+    chain: Chain,
+}
+
+impl Service {
+    /// Serves `queue`; requests that make no sense count in `dropped`.
+    pub(super) fn new(queue: Virtqueue, budget: Budget, dropped: Arc<AtomicU64>) -> Self {
+        Self { queue, budget, dropped, chain: Chain::default() }
+    }
+
+    /// Answers what the driver has made available, up to the budget. `answer` says `None` of a request that makes no
+    /// sense: it goes back unused.
+    pub(super) fn serve(
+        &mut self,
+        answer: impl FnMut(&Memory, &Chain) -> Result<Option<Answer>, DeviceError>,
+    ) -> Result<(), DeviceError> {
+        let index = self.queue.index();
+        let queue_failed = |source| DeviceError::Queue { index, source };
+        self.queue.acknowledge_kick();
+        self.queue.refuse_kicks().map_err(queue_failed)?;
+        self.answer_all(answer)?;
+        self.queue.signal().map_err(queue_failed)
+    }
+
+    fn answer_all(
+        &mut self,
+        mut answer: impl FnMut(&Memory, &Chain) -> Result<Option<Answer>, DeviceError>,
+    ) -> Result<(), DeviceError> {
+        let index = self.queue.index();
+        let queue_failed = |source| DeviceError::Queue { index, source };
+        let (mut looks, mut cost) = (0, 0);
+        loop {
+            // Counts looks at the queue, not only requests: a second vCPU may flip the index under our eyes for ever.
+            looks += 1;
+            let done = match self.queue.pop(&mut self.chain).map_err(queue_failed)? {
+                Popped::Empty if self.queue.want_kicks().map_err(queue_failed)? => None,
+                Popped::Empty => return Ok(()),
+                Popped::Chain => Some(answer(self.queue.memory(), &self.chain)?),
+                Popped::Malformed => Some(None),
+            };
+            if let Some(answered) = done {
+                if answered.is_none() {
+                    self.dropped.fetch_add(1, Ordering::Relaxed);
+                }
+                let written = answered.map_or(0, |answered| answered.written);
+                self.queue.add_used(self.chain.head, written).map_err(queue_failed)?;
+                cost += answered.map_or(0, |answered| answered.cost);
+            }
+            if looks >= self.budget.looks || cost >= self.budget.cost {
+                self.queue.kick_again();
+                return Ok(());
+            }
+        }
+    }
+}
