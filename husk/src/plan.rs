@@ -72,7 +72,7 @@ pub(crate) enum PlanError {
     DriveId(String),
     /// Too many drives.
     #[error(
-        "{0} devices are asked for (drives, root, vsock and entropy); at most {MOST_DEVICES} are possible"
+        "{0} devices are asked for (drives, root, vsock, entropy and balloon); at most {MOST_DEVICES} are possible"
     )]
     Devices(usize),
     /// Kernel and initrd do not fit.
@@ -143,7 +143,27 @@ pub(crate) fn machine(options: &Options, base: &RawSpec) -> Result<RawSpec, Plan
         spec.placement.get_or_insert_default().prefault = true;
     }
     check_drives(options, &spec)?;
+    check_balloon(&spec)?;
     Ok(spec)
+}
+
+/// The amount of a balloon, against the memory that the options leave the machine with.
+fn check_balloon(spec: &RawSpec) -> Result<(), PlanError> {
+    let Some(balloon) = &spec.balloon else { return Ok(()) };
+    let refuse = |name, value: u64, allowed| {
+        let value = value.to_string();
+        Err(PlanError::Range { name, value, allowed })
+    };
+    let most = spec.machine_config.mem_size_mib.saturating_sub(LEAST_MEMORY_MIB);
+    if balloon.amount_mib > most {
+        let allowed = format!("0 to {most}, {LEAST_MEMORY_MIB} less than the machine's memory in MiB,");
+        return refuse("config: balloon.amount_mib", balloon.amount_mib, allowed);
+    }
+    if balloon.stats_polling_interval_s != 0 {
+        let allowed = "0 (nothing reads a guest's statistics yet)".to_owned();
+        return refuse("config: balloon.stats_polling_interval_s", balloon.stats_polling_interval_s, allowed);
+    }
+    Ok(())
 }
 
 fn machine_config(options: &Options, base: &RawMachineConfig) -> Result<RawMachineConfig, PlanError> {
@@ -242,7 +262,8 @@ fn check_drives(options: &Options, spec: &RawSpec) -> Result<(), PlanError> {
     }
     // The root replaces the configuration's root device, if it has one; the vsock device carries the exec channel.
     let data = spec.drives.iter().filter(|drive| !drive.is_root_device).count();
-    let devices = 1 + data + options.drives.len() + 1 + usize::from(spec.entropy.is_some());
+    let others = usize::from(spec.entropy.is_some()) + usize::from(spec.balloon.is_some());
+    let devices = 1 + data + options.drives.len() + 1 + others;
     if devices > MOST_DEVICES { Err(PlanError::Devices(devices)) } else { Ok(()) }
 }
 

@@ -4,6 +4,10 @@
 //! duplicate keys are refused by name. A file is a path, or `{"fd": N}`: the N-th descriptor of the message that
 //! brought the spec. Sources: Firecracker's `--config-file`; Husk's own keys are `placement`, `exec` and `console`.
 
+mod balloon;
+
+pub use balloon::RawBalloon;
+
 use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
@@ -26,6 +30,9 @@ pub struct RawSpec {
     /// The entropy device; absent: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entropy: Option<RawEntropy>,
+    /// The balloon device; absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balloon: Option<RawBalloon>,
     /// Husk: where vCPUs and memory are put.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placement: Option<RawPlacement>,
@@ -302,7 +309,8 @@ mod tests {
         "machine-config": {"vcpu_count": 2, "mem_size_mib": 1024, "smt": false, "track_dirty_pages": false,
                            "huge_pages": "2M"},
         "vsock": {"guest_cid": 3, "uds_path": "/tmp/v.sock"},
-        "entropy": {}
+        "entropy": {},
+        "balloon": {"amount_mib": 64, "deflate_on_oom": true, "stats_polling_interval_s": 0}
     }"#;
 
     #[test]

@@ -8,6 +8,7 @@ use crate::arch::{self, Slot, VcpuSetup};
 use crate::confine::{self, ConfineError};
 use crate::console::Console;
 use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::block::{Block, BlockError};
 use crate::devices::virtio::entropy::Entropy;
 use crate::devices::virtio::event_loop::{EventLoop, LoopHandle};
@@ -157,6 +158,9 @@ impl Machine {
                     Box::new(device)
                 }
                 DeviceSpec::Entropy => Box::new(Entropy),
+                DeviceSpec::Balloon(it) => {
+                    Box::new(Balloon::new(it.amount_mib(), it.deflate_on_oom(), it.free_page_reporting()))
+                }
             };
             virtio.add(device, &name)?;
         }

@@ -22,6 +22,8 @@ pub(crate) const MAP_WHILE_BUILDING: u64 =
     0x01 | 0x02 | 0x10 | 0x20 | 0x4000 | 0x8000 | 0x2_0000 | 0x4_0000 | (0x3f << 26);
 /// `MREMAP_MAYMOVE`.
 pub(crate) const MREMAP_MAYMOVE: u64 = 1;
+/// Guest memory goes back to the host.
+pub(crate) const MADV_DONTNEED: u32 = 4;
 /// Transparent huge pages for guest memory.
 pub(crate) const MADV_HUGEPAGE: u32 = 14;
 /// Small pages for guest memory of which little is used.

@@ -89,6 +89,13 @@ fn what_is_wrong_in_it_is_named() {
     refused(&format!(r#"{{{boot}, "vsock": {{"guest_cid": 2}}}}"#), &["guest_cid", "2"]);
     refused(&format!(r#"{{{boot}, "network-interfaces": []}}"#), &["network-interfaces"]);
     refused(&format!(r#"{{{boot}, "entropy": {{"rate_limiter": {{}}}}}}"#), &["entropy", "rate_limiter"]);
+    let balloon = |keys: &str| format!(r#"{{{boot}, "balloon": {{"deflate_on_oom": false, {keys}}}}}"#);
+    refused(&balloon(r#""amount_mib": 113"#), &["balloon.amount_mib", "113", "112"]);
+    refused(
+        &balloon(r#""amount_mib": 1, "stats_polling_interval_s": 5"#),
+        &["stats_polling_interval_s", "5"],
+    );
+    refused(&balloon(r#""amount_mib": 1, "free_page_hinting": true"#), &["balloon", "free_page_hinting"]);
     refused(r#"{"boot-source": {"kernel_image_path": "k", "boot_args": "a\u0000b"}}"#, &["boot_args"]);
 }
 

@@ -88,6 +88,28 @@ fn an_entropy_device_is_asked_for_by_the_option_or_by_the_configuration() {
 }
 
 #[test]
+fn a_balloon_is_smaller_than_the_memory_that_the_options_leave() {
+    let with = |amount_mib, stats_polling_interval_s| {
+        let (deflate_on_oom, free_page_reporting) = (false, false);
+        let balloon = husk_protocol::spec::RawBalloon {
+            amount_mib,
+            deflate_on_oom,
+            stats_polling_interval_s,
+            free_page_reporting,
+        };
+        RawSpec { balloon: Some(balloon), ..RawSpec::default() }
+    };
+    machine(&options(), &with(112, 0)).unwrap();
+    let small = Options { memory_mib: Some(64), ..options() };
+    for (options, amount) in [(options(), 113), (options(), u64::MAX), (small, 49)] {
+        let text = machine(&options, &with(amount, 0)).unwrap_err().to_string();
+        assert!(text.contains(&format!("balloon.amount_mib {amount} is out of range; 0 to ")), "{text}");
+    }
+    let text = machine(&options(), &with(1, 3)).unwrap_err().to_string();
+    assert!(text.contains("balloon.stats_polling_interval_s 3"), "{text}");
+}
+
+#[test]
 fn memory_must_hold_kernel_and_initrd() {
     check_memory(32, 20 << 20, 1 << 20).unwrap();
     assert_eq!(check_memory(16, 20 << 20, 1 << 20), Err(PlanError::Memory { memory: 16, needs: 26 }));

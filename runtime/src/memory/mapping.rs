@@ -57,6 +57,29 @@ pub(super) fn populate(region: &GuestRegionMmap) -> Result<(), Errno> {
     }
 }
 
+/// Gives the pages of (start, length) of a region, whole pages of it, back to the host: they read as zero when they are
+/// next touched. Refuses what the region does not have.
+///
+/// hugetlb pages are kept. Linux does not renew the reservation of one that was given back (older kernels never, newer ones
+/// not while the pool has surplus pages), so the guest's next touch could find none left: a SIGBUS.
+pub(super) fn discard(region: &GuestRegionMmap, (start, length): (usize, usize)) -> Result<(), Errno> {
+    let mapping = region.get_mmap();
+    let inside = start.checked_add(length).is_some_and(|end| end <= mapping.size());
+    if !inside || !start.is_multiple_of(PAGE) || !length.is_multiple_of(PAGE) {
+        return Err(Errno::INVAL);
+    }
+    if mapping.flags() & MapFlags::HUGETLB.bits().cast_signed() != 0 {
+        return Ok(());
+    }
+    let start = mapping.as_ptr().wrapping_add(start).cast();
+    #[expect(unsafe_code, reason = "madvise(2) takes a pointer")]
+    // SAFETY: the range lies in the region's own mapping, as was just checked, which is private and anonymous and is guest
+    // memory: its content may change at any time, and no reference to it exists.
+    unsafe {
+        madvise(start, length, Advice::LinuxDontNeed)
+    }
+}
+
 const ANONYMOUS: MapFlags = MapFlags::PRIVATE.union(MapFlags::NORESERVE);
 /// Without NORESERVE: the pages are set aside now, so that a shortage is an error and not a SIGBUS later.
 const HUGETLB: MapFlags = MapFlags::PRIVATE.union(MapFlags::HUGETLB).union(MapFlags::HUGE_2MB);

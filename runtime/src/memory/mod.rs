@@ -1,4 +1,4 @@
-//! Guest memory: how it is mapped, populated and filled from files.
+//! Guest memory: how it is mapped, populated, filled from files and given back.
 //!
 //! Owns the mapping of each region until the process ends. Refuses sizes that are not whole pages of the backing.
 //! Invariant: nothing here makes a `&[u8]` of guest memory; the guest may write to it at any time.
@@ -19,6 +19,9 @@ pub type GuestMemory = GuestMemoryMmap<()>;
 
 /// Bytes of a huge page, transparent or hugetlb.
 pub const HUGE_PAGE: usize = 2 << 20;
+
+/// Bytes of the smallest page.
+const PAGE_BYTES: u64 = 4096;
 
 /// What guest memory is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,6 +124,29 @@ pub fn populate(memory: &GuestMemory) -> Result<(), MemoryError> {
             },
             source,
         })?;
+    }
+    Ok(())
+}
+
+/// Gives the memory at `length` bytes from `address` back to the host: what the guest reads there next is zero. Takes the
+/// whole pages of 4 KiB in the range that are guest memory; touches nothing else, and no hugetlb page.
+///
+/// # Errors
+/// What `madvise(2)` said; what was given back before is gone.
+pub fn discard(memory: &GuestMemory, address: GuestAddress, length: u64) -> Result<(), Errno> {
+    let (start, end) = (address.raw_value(), address.raw_value().saturating_add(length));
+    for region in memory.iter() {
+        let base = region.start_addr().raw_value();
+        let from = start.saturating_sub(base).checked_next_multiple_of(PAGE_BYTES);
+        let to = end.saturating_sub(base).min(region.len());
+        let to = to - to % PAGE_BYTES;
+        if let Some(from) = from.filter(|&from| from < to) {
+            // A region's size is a usize, and both lie in it.
+            let place = (usize::try_from(from), usize::try_from(to - from));
+            if let (Ok(from), Ok(length)) = place {
+                mapping::discard(region, (from, length))?;
+            }
+        }
     }
     Ok(())
 }

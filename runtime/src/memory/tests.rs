@@ -81,3 +81,61 @@ fn a_file_that_ends_early_or_a_target_outside_is_refused() {
     let error = read_file(&memory, &file, u64::MAX - 10, GuestAddress(0), 5).unwrap_err();
     assert!(matches!(error, FillError::Read { .. }), "{error}");
 }
+
+/// Two regions of 16 KiB with a hole between them, each byte 7.
+fn sevens() -> GuestMemory {
+    let ranges = [(GuestAddress(0), 16 << 10), (GuestAddress(64 << 10), 16 << 10)];
+    let memory = map(&ranges, Backing::Anonymous).unwrap();
+    for (start, length) in ranges {
+        memory.write_slice(&vec![7; length], start).unwrap();
+    }
+    memory
+}
+
+/// The pages that read as zero, by number.
+fn gone(memory: &GuestMemory) -> Vec<u64> {
+    let page = |number: &u64| {
+        let mut bytes = [1; 4096];
+        memory.read_slice(&mut bytes, GuestAddress(number * 4096)).is_ok() && bytes == [0; 4096]
+    };
+    (0..32).filter(page).collect()
+}
+
+#[test]
+fn what_is_discarded_reads_as_zero_and_its_neighbours_stay() {
+    let memory = sevens();
+    discard(&memory, GuestAddress(4096), 8192).unwrap();
+    assert_eq!(gone(&memory), [1, 2]);
+    memory.write_obj(9_u64, GuestAddress(4096)).unwrap();
+    assert_eq!(memory.read_obj::<u64>(GuestAddress(4096)).unwrap(), 9, "it comes back when it is touched");
+}
+
+#[test]
+fn only_whole_pages_of_guest_memory_are_discarded() {
+    for (start, length, expected) in [
+        (0, 0, &[][..]),
+        (0, 4095, &[]),
+        (1, 8191, &[1]),
+        (4095, 4098, &[1]),
+        (0x3000, 0xe000, &[3, 16]),
+        (0x4000, 0xc000, &[]),
+        (0x13000, 1 << 40, &[19]),
+        (0, u64::MAX, &[0, 1, 2, 3, 16, 17, 18, 19]),
+        (u64::MAX, u64::MAX, &[]),
+        (u64::MAX - 0xfff, 0x1000, &[]),
+    ] {
+        let memory = sevens();
+        discard(&memory, GuestAddress(start), length).unwrap();
+        assert_eq!(gone(&memory), expected, "{length:#x} bytes at {start:#x}");
+    }
+}
+
+#[test]
+fn a_region_discards_nothing_beyond_itself() {
+    let memory = sevens();
+    let region = memory.iter().next().unwrap();
+    for place in [(0, 20 << 10), (16 << 10, 4096), (usize::MAX - 4095, 4096), (1, 4096), (0, 1)] {
+        assert_eq!(mapping::discard(region, place), Err(Errno::INVAL), "{place:?}");
+    }
+    assert!(gone(&memory).is_empty());
+}

@@ -55,7 +55,7 @@ pub enum SpecError {
     },
     /// More devices than interrupts.
     #[error(
-        "drives, vsock and entropy: {wanted} devices; at most {allowed} are allowed, and {first} is one too many"
+        "drives, vsock, entropy and balloon: {wanted} devices; at most {allowed} are allowed, and {first} is one too many"
     )]
     TooManyDevices {
         /// How many there are.

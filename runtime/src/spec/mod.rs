@@ -8,7 +8,7 @@ mod error;
 mod parts;
 
 pub use error::SpecError;
-pub use parts::{BootSpec, DriveSpec, ExecSpec, MemorySpec, PlacementSpec, VsockSpec};
+pub use parts::{BalloonSpec, BootSpec, DriveSpec, ExecSpec, MemorySpec, PlacementSpec, VsockSpec};
 
 use husk_protocol::spec::{FileRef, RawDrive, RawSpec};
 use std::collections::HashSet;
@@ -35,6 +35,8 @@ pub enum DeviceSpec<'a> {
     Vsock(&'a VsockSpec),
     /// The entropy device.
     Entropy,
+    /// The balloon.
+    Balloon(&'a BalloonSpec),
 }
 
 impl DeviceSpec<'_> {
@@ -45,6 +47,7 @@ impl DeviceSpec<'_> {
             Self::Drive(drive) => format!("drive {:?}", drive.id()),
             Self::Vsock(_) => "vsock".to_owned(),
             Self::Entropy => "entropy".to_owned(),
+            Self::Balloon(_) => "balloon".to_owned(),
         }
     }
 }
@@ -58,6 +61,7 @@ pub struct MachineSpec {
     drives: Vec<DriveSpec>,
     vsock: Option<VsockSpec>,
     entropy: bool,
+    balloon: Option<BalloonSpec>,
     placement: PlacementSpec,
     exec: Option<ExecSpec>,
     console: Option<FileRef>,
@@ -112,11 +116,12 @@ impl MachineSpec {
         self.console.as_ref()
     }
 
-    /// Its virtio devices in the guest's order: drives, then vsock, then entropy.
+    /// Its virtio devices in the guest's order: drives, vsock, entropy, balloon.
     pub fn device_specs(&self) -> impl Iterator<Item = DeviceSpec<'_>> {
         let drives = self.drives.iter().map(DeviceSpec::Drive);
         let vsock = self.vsock.iter().map(DeviceSpec::Vsock);
-        drives.chain(vsock).chain(self.entropy.then_some(DeviceSpec::Entropy))
+        let entropy = self.entropy.then_some(DeviceSpec::Entropy);
+        drives.chain(vsock).chain(entropy).chain(self.balloon.iter().map(DeviceSpec::Balloon))
     }
 }
 
@@ -133,13 +138,15 @@ impl TryFrom<RawSpec> for MachineSpec {
         }
         let placement = PlacementSpec::new(raw.placement, raw.machine_config.huge_pages, vcpus)?;
         let exec = raw.exec.map(ExecSpec::new).transpose()?;
+        let memory = MemorySpec::new(raw.machine_config.mem_size_mib, raw.machine_config.huge_pages)?;
         let spec = Self {
             vcpus,
-            memory: MemorySpec::new(raw.machine_config.mem_size_mib, raw.machine_config.huge_pages)?,
+            memory,
             boot: BootSpec::new(raw.boot_source)?,
             drives: drives(raw.drives)?,
             vsock: VsockSpec::new(raw.vsock, exec.is_some())?,
             entropy: raw.entropy.is_some(),
+            balloon: raw.balloon.map(|balloon| BalloonSpec::new(&balloon, memory)).transpose()?,
             placement,
             exec,
             console: raw.console.map(|console| console.output),

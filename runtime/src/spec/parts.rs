@@ -6,7 +6,8 @@ use super::{DEFAULT_CID, MAX_DRIVE_ID, MAX_MEMORY_MIB, MIN_MEMORY_MIB, SpecError
 use crate::arch::cmdline;
 use crate::memory::Backing;
 use husk_protocol::spec::{
-    BootProtocol, CacheType, FileRef, HugePages, RawBootSource, RawDrive, RawExec, RawPlacement, RawVsock,
+    BootProtocol, CacheType, FileRef, HugePages, RawBalloon, RawBootSource, RawDrive, RawExec, RawPlacement,
+    RawVsock,
 };
 
 /// Highest CPU number that a pin may name: what an affinity mask of the kernel's default size holds.
@@ -193,6 +194,54 @@ impl VsockSpec {
     #[must_use]
     pub fn listener(&self) -> Option<&FileRef> {
         self.listener.as_ref()
+    }
+}
+
+/// The balloon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BalloonSpec {
+    amount_mib: u32,
+    deflate_on_oom: bool,
+    free_page_reporting: bool,
+}
+
+impl BalloonSpec {
+    pub(super) fn new(raw: &RawBalloon, memory: MemorySpec) -> Result<Self, SpecError> {
+        // What is left is what a guest has at least.
+        let most = (memory.bytes() >> 20) - MIN_MEMORY_MIB;
+        let fits = u32::try_from(raw.amount_mib).ok().filter(|_| raw.amount_mib <= most);
+        let amount_mib = fits.ok_or_else(|| SpecError::OutOfRange {
+            key: "balloon.amount_mib".into(),
+            value: raw.amount_mib,
+            allowed: format!("0 to {most} MiB, {MIN_MEMORY_MIB} less than machine-config.mem_size_mib"),
+        })?;
+        if raw.stats_polling_interval_s != 0 {
+            return Err(SpecError::OutOfRange {
+                key: "balloon.stats_polling_interval_s".into(),
+                value: raw.stats_polling_interval_s,
+                allowed: "0: nothing reads a guest's statistics yet".into(),
+            });
+        }
+        let (deflate_on_oom, free_page_reporting) = (raw.deflate_on_oom, raw.free_page_reporting);
+        Ok(Self { amount_mib, deflate_on_oom, free_page_reporting })
+    }
+
+    /// What the guest is asked to do without, in MiB; it keeps [`MIN_MEMORY_MIB`] at least.
+    #[must_use]
+    pub fn amount_mib(&self) -> u32 {
+        self.amount_mib
+    }
+
+    /// Whether the guest may take memory back when it runs out.
+    #[must_use]
+    pub fn deflate_on_oom(&self) -> bool {
+        self.deflate_on_oom
+    }
+
+    /// Whether the guest is asked to say which pages are free.
+    #[must_use]
+    pub fn free_page_reporting(&self) -> bool {
+        self.free_page_reporting
     }
 }
 

@@ -1,6 +1,6 @@
 use super::*;
 use crate::memory::Backing;
-use husk_protocol::spec::{HugePages, RawEntropy, RawExec, RawPlacement, RawVsock};
+use husk_protocol::spec::{HugePages, RawBalloon, RawEntropy, RawExec, RawPlacement, RawVsock};
 
 fn raw() -> RawSpec {
     let mut raw = RawSpec::default();
@@ -166,6 +166,28 @@ fn context_ids_start_at_3() {
         assert!(refused(cid(bad)).starts_with(&format!("vsock.guest_cid: {bad} is not allowed")));
     }
     assert_eq!(accepted(cid(3)).vsock().unwrap().cid(), 3);
+}
+
+#[test]
+fn a_balloon_leaves_the_guest_something() {
+    let balloon = |amount_mib: u64, stats_polling_interval_s: u64| {
+        move |raw: &mut RawSpec| {
+            let (deflate_on_oom, free_page_reporting) = (true, false);
+            let balloon =
+                RawBalloon { amount_mib, deflate_on_oom, stats_polling_interval_s, free_page_reporting };
+            raw.balloon = Some(balloon);
+        }
+    };
+    for amount in [113, 128, 1 << 32, (1 << 32) + 1, u64::MAX] {
+        let error = refused(balloon(amount, 0));
+        let start = format!("balloon.amount_mib: {amount} is not allowed; allowed is 0 to 112 MiB");
+        assert!(error.starts_with(&start), "{error}");
+    }
+    let error = refused(balloon(1, 5));
+    assert!(error.starts_with("balloon.stats_polling_interval_s: 5 is not allowed; allowed is 0"), "{error}");
+    let spec = accepted(balloon(112, 0));
+    let Some(DeviceSpec::Balloon(it)) = spec.device_specs().last() else { panic!("{spec:?}") };
+    assert_eq!((it.amount_mib(), it.deflate_on_oom(), it.free_page_reporting()), (112, true, false));
 }
 
 #[test]

@@ -3,8 +3,8 @@
 //! Refuses by absence: making sockets, connecting, opening; a descriptor that it lacks must come from husk.
 
 use crate::rule::Rule;
-use crate::tables::form::{any, is_long, when, within_int};
-use crate::values::{CLOEXEC_NONBLOCK, MSG_FLAGS_RECEIVE};
+use crate::tables::form::{any, is, is_long, when, within_int};
+use crate::values::{CLOEXEC_NONBLOCK, MADV_DONTNEED, MSG_FLAGS_RECEIVE};
 
 /// See the module.
 pub(crate) const RULES: &[Rule] = &[
@@ -27,6 +27,7 @@ pub(crate) const RULES: &[Rule] = &[
     any("sendmsg", "from guest memory into a connection; a request to husk for a host port"),
     when("accept4", &[within_int(3, CLOEXEC_NONBLOCK)], "a host program connects to the vsock listener"),
     any("shutdown", "one direction of a connection ends"),
+    when("madvise", &[is(2, MADV_DONTNEED)], "memory in the balloon goes back to the host; no other advice"),
     any("timerfd_settime", "a deadline of a connection or of a drain"),
     any(
         "getrandom",

@@ -145,6 +145,7 @@ fn flags_are_the_c_librarys() {
         | (0x3f << 26);
     assert_eq!(MAP_WHILE_BUILDING, u64::from(word(building)));
     assert_eq!(MREMAP_MAYMOVE, u64::from(word(libc::MREMAP_MAYMOVE)));
+    assert_eq!(MADV_DONTNEED, word(libc::MADV_DONTNEED));
     assert_eq!(MADV_HUGEPAGE, word(libc::MADV_HUGEPAGE));
     assert_eq!(MADV_POPULATE_WRITE, word(libc::MADV_POPULATE_WRITE));
     assert_eq!(F_SETFD, word(libc::F_SETFD));

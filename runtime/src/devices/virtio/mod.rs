@@ -5,6 +5,7 @@
 //! transport keeps everything else. Refuses features that were not offered and queues that are not sound before a
 //! device ever sees them. Invariant: a queue has one owner at a time, transport or worker.
 
+pub mod balloon;
 pub mod block;
 pub mod entropy;
 pub mod event_loop;
@@ -44,6 +45,8 @@ pub enum DeviceKind {
     Block = virtio_ids::VIRTIO_ID_BLOCK,
     /// A source of random bytes (5.4).
     Entropy = virtio_ids::VIRTIO_ID_RNG,
+    /// A memory balloon (5.5).
+    Balloon = virtio_ids::VIRTIO_ID_BALLOON,
     /// A socket device (5.10).
     Vsock = virtio_ids::VIRTIO_ID_VSOCK,
 }
