@@ -5,6 +5,8 @@
 //! empty, or is shorter than its own headers claim. Invariant: what is checked is the descriptor that goes to the cell,
 //! never a path that could be swapped afterwards.
 
+mod initrd;
+
 use husk_protocol::control::Fault;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -203,6 +205,8 @@ impl Image {
     fn check_elf(&self) -> Result<u64, ImageError> {
         const MACHINE: u16 = if cfg!(target_arch = "x86_64") { 62 } else { 183 };
         const LOAD: u32 = 1;
+        // Where a PC's memory above the first hole begins; programs lie at other addresses.
+        const LEAST_ADDRESS: u64 = if cfg!(target_arch = "x86_64") { 1 << 20 } else { 0 };
         self.whole(64)?;
         let header = self.bytes::<64>(0)?;
         let right = header[4] == 2 && header[5] == 1 && u16_at(&header, 18) == MACHINE;
@@ -216,6 +220,9 @@ impl Image {
         for index in 0..count {
             let segment = self.bytes::<56>(start + index * size)?;
             if u32_at(&segment, 0) == LOAD {
+                if u64_at(&segment, 40) > 0 && u64_at(&segment, 24) < LEAST_ADDRESS {
+                    return Err(self.format("a kernel: a program, by the addresses that it wants"));
+                }
                 self.whole(u64_at(&segment, 8).saturating_add(u64_at(&segment, 32)))?;
                 end = end.max(u64_at(&segment, 24).saturating_add(u64_at(&segment, 40)));
             }

@@ -71,12 +71,12 @@ impl Outcome {
     }
 
     /// husk failed.
-    pub(crate) fn failure(fault: Fault, error: impl Into<String>) -> Self {
+    pub(crate) fn failure(fault: Fault, error: impl AsRef<str>) -> Self {
         Self {
             status: HUSK_FAILED,
             signal: None,
             fault: Some(fault),
-            error: Some(error.into()),
+            error: Some(crate::text::message(error.as_ref())),
             timed_out: false,
             show_console: false,
         }

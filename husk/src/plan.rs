@@ -59,6 +59,11 @@ pub(crate) enum PlanError {
         /// As given.
         value: String,
     },
+    /// Not a place to mount a drive.
+    #[error(
+        "--drive cannot be mounted at {0:?}; any directory but /, /dev, /proc and /sys, without .., is allowed"
+    )]
+    MountPoint(String),
     /// Nothing to run.
     #[error("no command is given; write it after --, as in: husk run -- echo hi")]
     NoCommand,
@@ -258,13 +263,25 @@ fn check_drives(options: &Options, spec: &RawSpec) -> Result<(), PlanError> {
         }
     }
     for drive in &options.drives {
-        check_directory("--drive", &drive.target)?;
+        check_mount_point(&drive.target)?;
     }
     // The root replaces the configuration's root device, if it has one; the vsock device carries the exec channel.
     let data = spec.drives.iter().filter(|drive| !drive.is_root_device).count();
     let others = usize::from(spec.entropy.is_some()) + usize::from(spec.balloon.is_some());
     let devices = 1 + data + options.drives.len() + 1 + others;
     if devices > MOST_DEVICES { Err(PlanError::Devices(devices)) } else { Ok(()) }
+}
+
+/// A place where the guest can mount a drive: not the root, nor what the guest mounts there itself.
+fn check_mount_point(target: &str) -> Result<(), PlanError> {
+    const TAKEN: [&str; 4] = ["", "/dev", "/proc", "/sys"];
+    check_directory("--drive", target)?;
+    let plain: Vec<&str> = target.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+    let path = plain.iter().fold(String::new(), |path, part| path + "/" + part);
+    if TAKEN.contains(&path.as_str()) || plain.contains(&"..") {
+        return Err(PlanError::MountPoint(crate::text::line(target)));
+    }
+    Ok(())
 }
 
 /// Id of the `index`-th drive of the options.

@@ -188,6 +188,7 @@ fn open_initrd(options: &Options, base: &RawSpec, assets: &Assets) -> Result<(Fi
     let configured = base.boot_source.initrd_path.as_ref().and_then(path_of);
     if let Some(path) = options.initrd.as_deref().or(configured) {
         let image = Image::open("initrd", path, Access::File)?;
+        image.check_initrd()?;
         return Ok((image.file, image.size));
     }
     Ok(memfile::initramfs(&assets.init()?)?)

@@ -37,6 +37,8 @@ pub struct Report {
     pub console_tail: Vec<String>,
     /// What could not be removed.
     pub warnings: Vec<String>,
+    /// The command left standard error in the middle of a line: what is told begins a new one.
+    pub mid_line: bool,
 }
 
 impl Report {
@@ -49,6 +51,7 @@ impl Report {
             unclean: Vec::new(),
             console_tail: Vec::new(),
             warnings: Vec::new(),
+            mid_line: false,
         }
     }
 

@@ -18,6 +18,14 @@ pub(crate) fn line(text: &str) -> String {
     line
 }
 
+/// A message of our own, in which foreign text such as a file's name may stand, as one printable line; longer than
+/// [`LONGEST`] when it has to be, never longer than a path and its explanation.
+#[must_use]
+pub(crate) fn message(text: &str) -> String {
+    const LONGEST: usize = 8192;
+    text.trim_end().chars().take(LONGEST).map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
 /// The last line of `bytes` that is not empty, as [`line()`].
 #[must_use]
 pub(crate) fn last_line(bytes: &[u8]) -> Option<String> {
@@ -34,6 +42,12 @@ mod tests {
         assert_eq!(line("a\x1b[2Jb\nc\n"), "a?[2Jb?c");
         let long = line(&"x".repeat(5000));
         assert_eq!(long.len(), LONGEST + 3);
+    }
+
+    #[test]
+    fn a_message_is_one_line_whatever_a_file_is_called() {
+        assert_eq!(message("kernel /a\nb\x1b[2J: not there\n"), "kernel /a?b?[2J: not there");
+        assert_eq!(message(&"x".repeat(5000)).len(), 5000);
     }
 
     #[test]

@@ -30,6 +30,7 @@ fn refused_as(option: &str, path: &str, words: &[&str]) {
 fn a_missing_file_is_named() {
     refused_as("--kernel", "/no/such/vmlinux", &["no such file"]);
     refused_as("--rootfs", "/no/such/root", &["no such file"]);
+    refused_as("--initrd", "/no/such/initrd", &["no such file"]);
 }
 
 #[test]
@@ -38,6 +39,7 @@ fn an_empty_file_is_named() {
     let empty = scratch.file("empty", b"");
     refused_as("--kernel", &empty, &["empty"]);
     refused_as("--rootfs", &empty, &["empty"]);
+    refused_as("--initrd", &empty, &["empty"]);
 }
 
 #[test]
@@ -45,6 +47,7 @@ fn a_directory_is_no_kernel_and_a_fifo_no_file_at_all() {
     let scratch = Scratch::new();
     let dir = scratch.name("");
     refused(&["--kernel", &dir], &["kernel", "directory"]);
+    refused(&["--initrd", &dir], &["initrd", "directory"]);
     let fifo = scratch.name("fifo");
     assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
     refused_as("--kernel", &fifo, &["fifo"]);
@@ -199,4 +202,35 @@ fn without_permission_for_dev_kvm_husk_says_so() {
     assert_eq!(output.status.code(), Some(125), "{stderr}");
     assert!(stderr.contains("/dev/kvm") || stderr.contains("root"), "{stderr}");
     assert_eq!(stderr.lines().count(), 1, "{stderr}");
+}
+
+#[test]
+fn an_initrd_that_is_none_or_cut_is_named() {
+    let scratch = Scratch::new();
+    let noise = scratch.file("noise", &[b'x'; 5000]);
+    refused_as("--initrd", &noise, &["cpio"]);
+    let header = b"0707010000000100008180000000000000000000000001000000000000ffff0000000000000000000000000000000000000005000000\
+        00init\0";
+    let cut = scratch.file("cut", header);
+    refused_as("--initrd", &cut, &["truncated"]);
+}
+
+#[test]
+fn a_program_is_no_kernel() {
+    refused(&["--kernel", "/bin/ls"], &["/bin/ls", "kernel"]);
+}
+
+#[test]
+fn a_file_with_a_newline_in_its_name_is_still_one_line() {
+    refused(&["--kernel", "/no/such\nkernel\x1b[2J"], &["/no/such?kernel?"]);
+}
+
+#[test]
+fn a_drive_cannot_cover_what_the_guest_mounts_itself() {
+    let scratch = Scratch::new();
+    let disk = scratch.name("disk.ext4");
+    husk_tests::rootfs::ext4(&disk, 16);
+    for target in ["/dev", "/proc/", "/", "/a/../sys", "//sys/."] {
+        refused(&["--drive", &format!("{disk}:{target}")], &["--drive", target]);
+    }
 }

@@ -98,3 +98,12 @@ fn the_timing_line_is_one_line() {
         assert!(outcome.stderr.contains(word), "no {word}: {}", outcome.stderr);
     }
 }
+
+#[test]
+fn the_result_object_is_a_line_of_its_own_always() {
+    let outcome = Husk::run(&["--json"], &["sh", "-c", "printf partial >&2"]).output().expect_status(0);
+    assert_eq!(outcome.json()["status"], 0);
+    assert!(outcome.stderr.starts_with("partial\n{"), "{}", outcome.stderr);
+    let outcome = Husk::run(&["--json", "--id", "a", "--name", "b"], &["true"]).output().expect_status(125);
+    assert_eq!(outcome.json()["fault"], "operator");
+}

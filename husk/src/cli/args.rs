@@ -210,8 +210,13 @@ pub(crate) struct Telling {
 }
 
 impl Run {
-    /// The options and how to tell the result; `command` is what stood after `--`.
-    pub(crate) fn into_options(self, command: Vec<OsString>) -> Result<(Options, Telling), String> {
+    /// How to tell the result.
+    pub(crate) fn telling(&self) -> Telling {
+        Telling { json: self.json, timings: self.timings }
+    }
+
+    /// The options; `command` is what stood after `--`.
+    pub(crate) fn into_options(self, command: Vec<OsString>) -> Result<Options, String> {
         if let (Some(id), Some(name)) = (&self.id, &self.name)
             && id != name
         {
@@ -221,8 +226,7 @@ impl Run {
             Some(time) => time,
             None => boot_timeout(std::env::var("HUSK_BOOT_TIMEOUT").ok().as_deref())?,
         };
-        let telling = Telling { json: self.json, timings: self.timings };
-        let options = Options {
+        Ok(Options {
             id: self.id.or(self.name),
             rootfs: self.rootfs,
             kernel: self.kernel,
@@ -245,8 +249,7 @@ impl Run {
             vsock: self.vsock,
             entropy: self.entropy,
             command,
-        };
-        Ok((options, telling))
+        })
     }
 }
 

@@ -103,27 +103,28 @@ fn execute(command: Subcommand, rest: Option<Vec<OsString>>, start_ns: u64) -> u
 }
 
 fn run(run: Run, command: Vec<OsString>, start_ns: u64) -> u8 {
-    let (options, telling) = match run.into_options(command) {
+    let telling = run.telling();
+    let refuse = |fault, line: String| {
+        let mut report = Report::new(Timeline::starting_at(start_ns));
+        report.outcome = Outcome::failure(fault, line);
+        finish(&report, telling)
+    };
+    let options = match run.into_options(command) {
         Ok(options) => options,
-        Err(line) => return fail(&hint(&line, "husk run")),
+        Err(line) => return refuse(Fault::Operator, hint(&line, "husk run")),
     };
     if options.command.is_empty() {
-        let mut report = Report::new(Timeline::starting_at(start_ns));
         let line = hint("no command is given; write it after --, as in: husk run -- echo hi", "husk run");
-        report.outcome = Outcome::failure(Fault::Operator, line);
-        return finish(&report, telling);
+        return refuse(Fault::Operator, line);
     }
     sys::keep_children();
     let signals = match Signals::take() {
         Ok(signals) => signals,
-        Err(error) => return fail(&format!("signals cannot be waited for: {error}")),
+        Err(error) => return refuse(Fault::Host, format!("signals cannot be waited for: {error}")),
     };
     let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
-    let stdio = Stdio {
-        stdin: options.stdin.then(|| stdin.as_fd()),
-        stdout: stdout.as_fd(),
-        stderr: stderr.as_fd(),
-    };
+    let stdio =
+        Stdio { stdin: options.stdin.then(|| stdin.as_fd()), stdout: stdout.as_fd(), stderr: stderr.as_fd() };
     let sandbox = Sandbox::from(options).signals(&signals).talkative(!telling.json).requested_at(start_ns);
     finish(&sandbox.run(&stdio), telling)
 }
@@ -132,11 +133,17 @@ fn run(run: Run, command: Vec<OsString>, start_ns: u64) -> u8 {
 fn finish(report: &Report, telling: Telling) -> u8 {
     let mut stderr = std::io::stderr().lock();
     // Whoever closed standard error does not want to know.
-    let _ = if telling.json {
-        writeln!(stderr, "{}", report.json())
+    let told = if telling.json {
+        format!("{}\n", report.json()).into_bytes()
     } else {
-        report.tell(&mut stderr, telling.timings)
+        let mut lines = Vec::new();
+        let _ = report.tell(&mut lines, telling.timings);
+        lines
     };
+    if report.mid_line && !told.is_empty() {
+        let _ = stderr.write_all(b"\n");
+    }
+    let _ = stderr.write_all(&told);
     report.outcome.status
 }
 

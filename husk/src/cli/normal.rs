@@ -42,6 +42,10 @@ pub(super) fn normalise(raw: impl IntoIterator<Item = OsString>) -> Result<Norma
     let mut args = Vec::new();
     let mut value_follows = false;
     while let Some(argument) = raw.next() {
+        if argument == "-h" && !value_follows {
+            args.push("--help".to_owned());
+            continue;
+        }
         if argument == "--" && !value_follows {
             return Ok(Normal { args, command: Some(raw.collect()) });
         }
@@ -92,6 +96,7 @@ mod tests {
         let normal = of(&["run", "--memory=1G", "-it", "--env=A=B=C", "--", "-it", "--x=y", "--"]).unwrap();
         assert_eq!(normal.args, ["run", "--memory", "1G", "-i", "-t", "--env", "A=B=C"]);
         assert_eq!(normal.command.unwrap(), ["-it", "--x=y", "--"]);
+        assert_eq!(of(&["run", "-h"]).unwrap().args, ["run", "--help"]);
     }
 
     #[test]

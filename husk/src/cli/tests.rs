@@ -14,7 +14,8 @@ fn wrong(words: &[&str]) -> String {
 
 fn options(words: &[&str]) -> (crate::Options, Telling) {
     let Ok(Parsed::Do(Subcommand::Run(run), rest)) = parsed(words) else { panic!("{words:?}") };
-    run.into_options(rest.unwrap_or_default()).unwrap()
+    let telling = run.telling();
+    (run.into_options(rest.unwrap_or_default()).unwrap(), telling)
 }
 
 #[test]

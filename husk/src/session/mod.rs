@@ -71,6 +71,8 @@ pub(crate) struct Heard {
     pub(crate) exit: Option<Exit>,
     /// Nobody reads the command's output any more.
     pub(crate) no_reader: bool,
+    /// What the command wrote to standard error last was not a whole line.
+    pub(crate) mid_line: bool,
     /// End of the channel.
     pub(crate) ended: bool,
 }
@@ -248,6 +250,9 @@ impl<'a> Session<'a> {
         };
         let beyond = |_| SessionError::Unexpected("more output than its credit allows");
         let written = sink.take(bytes).map_err(beyond)?;
+        if let (Stream::Stderr, Some(last)) = (stream, bytes.last()) {
+            self.heard.mid_line = *last != b'\n';
+        }
         self.judge(name, written)
     }
 
