@@ -19,6 +19,7 @@ test: ## every test; the last line is: N passed, N failed, N skipped (FILTER=tex
 	@FILTER='$(FILTER)' tools/tests
 
 lab: ## run a command in the lab's machine: ARGS='husk run -- uname -a' (options of tests/lab/run before --: LAB='--cpus 4')
+	@tools/build
 	@eval "set -- $$HUSK_MAKE_ARGS" && tests/lab/run $(LAB) -- "$${@:-sh}"
 
 bench: ## stages of a cold run in instructions; PEER_FIRECRACKER=path [PEER_JAILER=path] adds Firecracker

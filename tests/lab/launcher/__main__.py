@@ -59,8 +59,9 @@ def environment(extra):
     for item in extra:
         key, given, value = item.partition("=")
         env[key] = value if given else os.environ.get(key, "")
-    target = os.environ.get("CARGO_TARGET_DIR", TOP + "/target")
-    env["PATH"] = ":".join(["/run/lab/bin", TOP + "/target/dist", os.path.abspath(target) + "/x86_64-unknown-linux-musl/release", HERE,
+    target = os.path.abspath(os.environ.get("CARGO_TARGET_DIR", TOP + "/target")) + "/x86_64-unknown-linux-musl"
+    # husk; the tests' runner and tools, as `make test` builds them; the benchmark.
+    env["PATH"] = ":".join(["/run/lab/bin", TOP + "/target/dist", target + "/debug", target + "/release", HERE,
                             "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"])
     env["HUSK_LAB"] = "1"
     # Emulated guests boot some ten times slower; husk's own default is for hardware.
