@@ -16,7 +16,7 @@ const CONTROLLERS: [&str; 4] = ["cpu", "memory", "pids", "cpuset"];
 /// Bytes that runtime and kernel need beside guest memory, at least: 48 MiB, and what the vsock device may hold for
 /// streams whose readers take their time, 64 MiB and 32 KiB for each of 1024 connections.
 const OVERHEAD: u64 = (48 + 96) << 20;
-/// Threads that the runtime may have beside its vCPUs.
+/// Threads that the runtime may have beside one a vCPU and one a drive.
 const THREADS: u64 = 16;
 
 /// Where controllers are mounted.
@@ -63,13 +63,13 @@ impl Hierarchies {
         if legacy { 1 } else { 2 }
     }
 
-    /// `FILE=VALUE` limits for a guest of `memory_mib` and `vcpus`.
-    pub(crate) fn limits(&self, memory_mib: u64, vcpus: u64) -> Vec<String> {
+    /// `FILE=VALUE` limits for a guest of `memory_mib`, `vcpus` and `drives`.
+    pub(crate) fn limits(&self, memory_mib: u64, vcpus: u64, drives: u64) -> Vec<String> {
         let guest = memory_mib << 20;
         // Page tables of the guest's memory, on the host and for KVM, are 1/256 of it in the worst case.
         let bytes = guest + guest / 128 + OVERHEAD;
         let memory = if self.version() == 1 { "memory.limit_in_bytes" } else { "memory.max" };
-        vec![format!("{memory}={bytes}"), format!("pids.max={}", vcpus + THREADS)]
+        vec![format!("{memory}={bytes}"), format!("pids.max={}", vcpus + drives + THREADS)]
     }
 
     /// Every directory that the sandbox `id` may have.
@@ -193,10 +193,10 @@ mod tests {
         let found = Hierarchies::parse(V2, DEFAULT_PARENT.into());
         assert_eq!(found.version(), 2);
         assert_eq!(found.parents(), [PathBuf::from("/sys/fs/cgroup/husk")]);
-        let limits = found.limits(128, 2);
+        let limits = found.limits(128, 2, 3);
         assert_eq!(
             limits,
-            [format!("memory.max={}", (128 << 20) + (1 << 20) + OVERHEAD), "pids.max=18".into()]
+            [format!("memory.max={}", (128 << 20) + (1 << 20) + OVERHEAD), "pids.max=21".into()]
         );
     }
 
@@ -204,7 +204,7 @@ mod tests {
     fn hybrid_limits_memory_where_memory_is() {
         let found = Hierarchies::parse(HYBRID, DEFAULT_PARENT.into());
         assert_eq!(found.version(), 1);
-        assert!(found.limits(128, 1)[0].starts_with("memory.limit_in_bytes="));
+        assert!(found.limits(128, 1, 1)[0].starts_with("memory.limit_in_bytes="));
         let directories: Vec<_> = found.directories("x").map(|path| path.display().to_string()).collect();
         assert_eq!(
             directories,

@@ -306,13 +306,14 @@ struct Place {
 impl Place {
     fn order(&self, prepared: &Prepared) -> JailerOrder {
         let (machine, registration) = (&prepared.spec.machine_config, &self.registration);
+        let drives = u64::try_from(prepared.spec.drives.len()).unwrap_or(u64::MAX);
         JailerOrder {
             id: registration.id.clone(),
             uid: registration.uid,
             runtime: prepared.runtime.clone(),
             jail_base: self.state.jail_base(),
             parent_cgroup: self.hierarchies.parent().to_owned(),
-            limits: self.hierarchies.limits(machine.mem_size_mib, machine.vcpu_count),
+            limits: self.hierarchies.limits(machine.mem_size_mib, machine.vcpu_count, drives),
             cpus: prepared.spec.placement.as_ref().map(|placement| placement.pin.clone()).unwrap_or_default(),
         }
     }

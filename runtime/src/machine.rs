@@ -98,6 +98,13 @@ impl Shell {
     }
 }
 
+/// An event loop that has no thread yet.
+struct Loop {
+    role: Role,
+    thread: String,
+    event_loop: EventLoop,
+}
+
 /// A microVM.
 pub struct Machine {
     spec: MachineSpec,
@@ -105,7 +112,7 @@ pub struct Machine {
     slots: Vec<Slot>,
     vcpus: Vec<Vcpu>,
     handles: Vec<VcpuHandle>,
-    event_loop: Option<EventLoop>,
+    loops: Vec<Loop>,
     exits: Arc<Exits>,
     reset: EventFd,
     console: Arc<Console>,
@@ -134,17 +141,22 @@ impl Machine {
         let console = Arc::new(Console::new(files.console));
         let reset = event("i8042")?;
         let ports = Arc::new(ports(&vm, &console, &reset)?);
-        let mut virtio = Virtio { vm: &vm, memory: &memory, workers, mmio: Bus::new(), slots: Vec::new() };
+        let loops = vec![Loop { role: Role::Device, thread: "husk-device".into(), event_loop }];
+        let (mmio, slots) = (Bus::new(), Vec::new());
+        let mut virtio = Virtio { vm: &vm, memory: &memory, workers, loops, mmio, slots };
         let mut vsock = None;
         let mut drives = files.drives.into_iter();
         let mut streams = Some((files.exec, files.vsock_listener, ask));
         for device in spec.device_specs() {
             let name = device.name();
-            let device: Box<dyn VirtioDevice> = match device {
+            match device {
                 DeviceSpec::Drive(drive) => {
                     let file = drives.next().ok_or_else(|| MachineError::NoSlot { device: name.clone() })?;
                     let block = Block::new(file, drive.id(), drive.is_read_only(), drive.cache());
-                    Box::new(block.map_err(|source| MachineError::Drive { id: drive.id().into(), source })?)
+                    let block =
+                        block.map_err(|source| MachineError::Drive { id: drive.id().into(), source })?;
+                    let workers = virtio.drive_loop().map_err(descriptor(&name))?;
+                    virtio.add(Box::new(block), &name, workers)?;
                 }
                 DeviceSpec::Vsock(it) => {
                     let (exec, listener, ask) =
@@ -155,30 +167,29 @@ impl Machine {
                     let host = VsockHost { exec, listener, ask };
                     let (device, answers) = Vsock::new(it.cid().into(), host).map_err(descriptor("vsock"))?;
                     vsock = Some(answers);
-                    Box::new(device)
+                    virtio.add(Box::new(device), &name, virtio.workers.clone())?;
                 }
-                DeviceSpec::Entropy => Box::new(Entropy),
+                DeviceSpec::Entropy => virtio.add(Box::new(Entropy), &name, virtio.workers.clone())?,
                 DeviceSpec::Balloon(it) => {
-                    Box::new(Balloon::new(it.amount_mib(), it.deflate_on_oom(), it.free_page_reporting()))
+                    let balloon = Balloon::new(it.amount_mib(), it.deflate_on_oom(), it.free_page_reporting());
+                    virtio.add(Box::new(balloon), &name, virtio.workers.clone())?;
                 }
-            };
-            virtio.add(device, &name)?;
+            }
         }
-        let Virtio { mmio, slots, .. } = virtio;
+        let Virtio { mmio, slots, loops, .. } = virtio;
         let buses = Buses { ports, mmio: Arc::new(mmio) };
         let exits = Arc::new(Exits::new().map_err(descriptor("vCPUs"))?);
         let (vcpus, handles) = (0..)
             .zip(vcpus)
             .map(|(index, fd)| Vcpu::new(fd, index, buses.clone(), Arc::clone(&exits)))
             .unzip();
-        let event_loop = Some(event_loop);
         Ok(Self {
             spec,
             memory,
             slots,
             vcpus,
             handles,
-            event_loop,
+            loops,
             exits,
             reset,
             console,
@@ -237,16 +248,16 @@ impl Machine {
         }
     }
 
-    /// Makes the device thread and the vCPU threads, each confined; the vCPUs wait. Once.
+    /// Makes the device thread, a thread a drive and the vCPU threads, each confined; the vCPUs wait. Once.
     ///
     /// # Errors
     /// See [`ConfineError`].
     pub fn start_threads(&mut self) -> Result<(), ConfineError> {
-        if let Some(event_loop) = self.event_loop.take() {
-            confine::spawn(Role::Device, "husk-device", None, move |_| {
+        for Loop { role, thread, event_loop } in self.loops.drain(..) {
+            confine::spawn(role, &thread, None, move |_| {
                 // It ends only if epoll fails, which would be a bug: the panic hook reports it.
                 let ended = event_loop.run();
-                assert!(ended.is_ok(), "the device thread's event loop: {ended:?}");
+                assert!(ended.is_ok(), "the {} thread's event loop: {ended:?}", role.name());
             })?;
         }
         for (index, vcpu) in (0_u8..).zip(self.vcpus.drain(..)) {
@@ -268,18 +279,34 @@ impl Machine {
 struct Virtio<'a> {
     vm: &'a Vm,
     memory: &'a GuestMemory,
+    /// The loop that never waits for the host.
     workers: LoopHandle,
+    loops: Vec<Loop>,
     mmio: Bus,
     slots: Vec<Slot>,
 }
 
 impl Virtio<'_> {
-    fn add(&mut self, device: Box<dyn VirtioDevice>, name: &str) -> Result<(), MachineError> {
+    /// A loop for one drive alone: a disk that hangs stops nobody else.
+    fn drive_loop(&mut self) -> io::Result<LoopHandle> {
+        let (event_loop, drive) = EventLoop::new()?;
+        // The first loop is the devices'.
+        let thread = format!("husk-blk{}", self.loops.len() - 1);
+        self.loops.push(Loop { role: Role::Block, thread, event_loop });
+        self.workers.watching(drive)
+    }
+
+    fn add(
+        &mut self,
+        device: Box<dyn VirtioDevice>,
+        name: &str,
+        workers: LoopHandle,
+    ) -> Result<(), MachineError> {
         let slot =
             arch::slot(self.slots.len()).ok_or_else(|| MachineError::NoSlot { device: name.into() })?;
         let line = event(name)?;
         self.vm.irqfd(&line, slot.irq)?;
-        let transport = MmioTransport::new(device, self.memory.clone(), line, self.workers.clone());
+        let transport = MmioTransport::new(device, self.memory.clone(), line, workers);
         let transport = transport.map_err(descriptor(name))?;
         for (queue, kick) in (0_u32..).zip(transport.queue_notifiers()) {
             self.vm.ioeventfd(kick, slot.address + NOTIFY_OFFSET, Some(queue))?;

@@ -39,6 +39,7 @@ pub fn table(role: Role) -> &'static [Rule] {
         Role::Control => TABLE_CONTROL,
         Role::Vcpu => TABLE_VCPU,
         Role::Device => TABLE_DEVICE,
+        Role::Block => TABLE_BLOCK,
     }
 }
 
@@ -50,6 +51,7 @@ pub fn program(role: Role) -> &'static [sock_filter] {
         Role::Control => PROGRAM_CONTROL,
         Role::Vcpu => PROGRAM_VCPU,
         Role::Device => PROGRAM_DEVICE,
+        Role::Block => PROGRAM_BLOCK,
     }
 }
 

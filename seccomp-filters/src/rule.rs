@@ -12,13 +12,15 @@ pub enum Role {
     Control,
     /// A thread that runs one vCPU.
     Vcpu,
-    /// The thread on which the devices' workers run.
+    /// The thread on which the workers run that never wait for the host.
     Device,
+    /// A thread that runs one drive's worker, and waits for the host's disk.
+    Block,
 }
 
 impl Role {
     /// All of them, in the order of the generated tables.
-    pub const ALL: [Self; 4] = [Self::Build, Self::Control, Self::Vcpu, Self::Device];
+    pub const ALL: [Self; 5] = [Self::Build, Self::Control, Self::Vcpu, Self::Device, Self::Block];
 
     /// The name that reports use.
     #[must_use]
@@ -28,6 +30,7 @@ impl Role {
             Self::Control => "control",
             Self::Vcpu => "vcpu",
             Self::Device => "device",
+            Self::Block => "block",
         }
     }
 }

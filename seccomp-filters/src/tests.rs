@@ -95,7 +95,7 @@ fn building_allows_all_that_later_roles_allow() {
 #[test]
 fn running_roles_cannot_widen_themselves() {
     let forbidden = ["rt_sigaction", "clone", "seccomp", "prctl", "openat", "socket", "execve", "ptrace"];
-    for role in [Role::Control, Role::Vcpu, Role::Device] {
+    for role in [Role::Control, Role::Vcpu, Role::Device, Role::Block] {
         for name in forbidden {
             assert!(table(role).iter().all(|rule| rule.call != name), "{role:?} allows {name}");
         }

@@ -1,8 +1,13 @@
 //! What a command writes to a drive is there when husk has ended, always, and the file system is clean.
 
-use husk_tests::husk::Husk;
+use husk_tests::husk::{Husk, binary};
+use husk_tests::loops::Freezable;
+use husk_tests::processes;
 use husk_tests::rootfs::{assert_clean, ext4};
 use husk_tests::scratch::Scratch;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 #[test]
 fn written_left_checked_and_read_back_two_hundred_times() {
@@ -100,4 +105,63 @@ fn a_disk_that_is_not_whole_sectors_is_named() {
     file.set_len((16 << 20) + 100).unwrap();
     let outcome = Husk::run(&["--drive", &format!("{disk}:/data")], &["true"]).output().expect_status(125);
     assert!(outcome.stderr.contains("disk.ext4") && outcome.stderr.contains("512"), "{}", outcome.stderr);
+}
+
+/// Whether the thread of the second drive (the first after the root) waits in the kernel for its disk.
+fn waits_for_its_disk() -> bool {
+    processes::named("husk-control").into_iter().any(|pid| {
+        processes::threads(pid).into_iter().any(|(thread, name)| {
+            let state = processes::status(&format!("/proc/{pid}/task/{thread}"), "State");
+            name == "husk-blk1" && state.starts_with('D')
+        })
+    })
+}
+
+#[test]
+fn a_hung_disk_stops_its_drive_alone() {
+    const SCRIPT: &str = "echo up; read go; \
+        (dd if=/dev/zero of=/data/x bs=64k count=1 conv=fsync 2>/dev/null && echo written) & \
+        while read line; do echo $line | dd of=/other/x conv=fsync 2>/dev/null; echo heard $line; \
+        test $line != last || break; done; wait; cat /other/x; echo end";
+    let scratch = Scratch::new();
+    let (image, other) = (scratch.name("host.ext4"), scratch.name("other.ext4"));
+    ext4(&image, 64);
+    ext4(&other, 16);
+    let host = Freezable::mount(&image, &scratch.path().join("host"));
+    let disk = host.name("disk.ext4");
+    ext4(&disk, 16);
+    let (hung, good) = (format!("{disk}:/data:rw"), format!("{other}:/other:rw"));
+    let mut child = Command::new(binary())
+        .args(["run", "-i", "--drive", &hung, "--drive", &good, "--", "sh", "-c", SCRIPT])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let (say, lines) = std::sync::mpsc::channel();
+    let stdout = BufReader::new(child.stdout.take().unwrap());
+    std::thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| say.send(line)));
+    let next = || lines.recv_timeout(Duration::from_secs(30)).unwrap();
+    assert_eq!(next(), "up");
+    host.freeze();
+    stdin.write_all(b"go\n").unwrap();
+    let started = Instant::now();
+    while !waits_for_its_disk() {
+        assert!(started.elapsed() < Duration::from_secs(30), "the drive's thread never waited for its disk");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    for round in 0..20 {
+        writeln!(stdin, "{round}").unwrap();
+        assert_eq!(next(), format!("heard {round}"), "streams flow, and the other drive is written to");
+    }
+    assert!(waits_for_its_disk(), "the disk hung all the while");
+    host.thaw();
+    writeln!(stdin, "last").unwrap();
+    let mut rest: Vec<String> = (0..4).map(|_| next()).collect();
+    // The writer and the reader end in any order.
+    rest[..2].sort();
+    assert_eq!(rest, ["heard last", "written", "last", "end"]);
+    assert!(child.wait().unwrap().success());
+    assert_clean(&disk);
+    assert_clean(&other);
 }

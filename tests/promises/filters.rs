@@ -10,6 +10,7 @@ fn expected(thread: &str) -> [Role; 2] {
     match thread {
         "husk-control" => [Role::Build, Role::Control],
         "husk-device" => [Role::Build, Role::Device],
+        name if name.starts_with("husk-blk") => [Role::Build, Role::Block],
         name if name.starts_with("husk-vcpu") => [Role::Build, Role::Vcpu],
         other => panic!("a thread of no known role: {other}"),
     }
@@ -25,7 +26,7 @@ fn every_thread_carries_its_roles_compiled_table() {
     threads.retain(|(thread, _)| !processes::is_kernels_worker(pids[0], *thread));
     let mut names: Vec<&str> = threads.iter().map(|(_, name)| name.as_str()).collect();
     names.sort_unstable();
-    assert_eq!(names, ["husk-control", "husk-device", "husk-vcpu0", "husk-vcpu1"]);
+    assert_eq!(names, ["husk-blk0", "husk-control", "husk-device", "husk-vcpu0", "husk-vcpu1"]);
     for (thread, name) in &threads {
         let traced = Traced::attach(*thread);
         for (place, role) in expected(name).into_iter().enumerate() {
@@ -49,7 +50,7 @@ fn every_thread_carries_its_roles_compiled_table() {
 
 #[test]
 fn each_rule_has_a_reason_and_is_there_once() {
-    for role in [Role::Build, Role::Control, Role::Vcpu, Role::Device] {
+    for role in Role::ALL {
         let table = husk_seccomp::table(role);
         assert!(!table.is_empty(), "{role:?}");
         for rule in table {

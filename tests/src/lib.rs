@@ -12,6 +12,7 @@ pub mod bench;
 pub mod cell;
 pub mod footprint;
 pub mod husk;
+pub mod loops;
 pub mod payload;
 pub mod processes;
 pub mod ptrace;

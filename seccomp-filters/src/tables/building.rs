@@ -67,6 +67,8 @@ pub(crate) const RULES: &[Rule] = &[
     when("eventfd2", &[within_int(1, CLOEXEC_NONBLOCK)], "interrupts, notifications, the threads' ends"),
     when("epoll_create1", &[within_int(0, CLOEXEC_NONBLOCK)], "an event loop"),
     when("timerfd_create", &[within_int(1, CLOEXEC_NONBLOCK)], "an event loop's deadlines"),
+    any("pread64", "kernel and initrd are read, the latter straight into guest memory"),
+    any("lseek", "a block device is as long as where its end is"),
     any("fstat", "size and kind of the files that came along"),
     any("statx", "the same, as Rust's library asks"),
     when("fcntl", &[is(1, F_GETFL)], "whether a drive was opened for writing"),

@@ -1,6 +1,7 @@
-//! The device thread: waits for queues and host files, moves data between guest memory and descriptors that it has.
+//! The device thread: waits for queues and sockets, moves data between guest memory and descriptors that it has.
 //!
-//! Refuses by absence: making sockets, connecting, opening; a descriptor that it lacks must come from husk.
+//! Refuses by absence: files (a drive has a thread of its own), making sockets, connecting, opening; a descriptor that it
+//! lacks must come from husk.
 
 use crate::rule::Rule;
 use crate::tables::form::{any, is, is_long, when, within_int};
@@ -10,14 +11,8 @@ use crate::values::{CLOEXEC_NONBLOCK, MADV_DONTNEED, MSG_FLAGS_RECEIVE};
 pub(crate) const RULES: &[Rule] = &[
     any("epoll_pwait", "the event loop waits"),
     any("epoll_ctl", "a connection's interest changes, begins and ends"),
-    any("read", "eventfds; a connection; a drive's file"),
+    any("read", "eventfds; a connection"),
     any("readv", "from a connection into guest memory"),
-    any("pread64", "a drive's file, one buffer"),
-    any("preadv", "a drive's file into guest memory"),
-    any("pwrite64", "a drive's file, one buffer"),
-    any("pwritev", "from guest memory into a drive's file"),
-    any("lseek", "a drive's file is read through its position"),
-    any("fdatasync", "the guest flushes a drive"),
     when(
         "recvfrom",
         &[within_int(3, MSG_FLAGS_RECEIVE), is_long(4, 0)],

@@ -4,6 +4,7 @@
 //! role's and the building one's), so [`Role::Build`] is made of all the others and what only building needs: that it
 //! allows whatever they allow holds by construction.
 
+mod block;
 mod building;
 mod control;
 mod device;
@@ -18,7 +19,10 @@ pub(crate) const fn groups(role: Role) -> &'static [&'static [Rule]] {
     match role {
         Role::Vcpu => &[vcpu::RULES, every::RULES],
         Role::Device => &[device::RULES, every::RULES],
+        Role::Block => &[block::RULES, every::RULES],
         Role::Control => &[control::RULES, every::RULES],
-        Role::Build => &[vcpu::RULES, device::RULES, control::RULES, every::RULES, building::RULES],
+        Role::Build => {
+            &[vcpu::RULES, device::RULES, block::RULES, control::RULES, every::RULES, building::RULES]
+        }
     }
 }

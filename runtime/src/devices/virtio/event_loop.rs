@@ -3,9 +3,14 @@
 //! Owns an epoll set, the workers in it and the channel on which transports hand them over. Refuses to end for any
 //! worker's sake: one that fails is cut off from its events and reported to its [`Owner`]; the others go on.
 //! Invariant: a worker does a bounded amount of work per event, and epoll reports level-triggered events in turn, so
-//! one device's storm delays another by at most one such amount per device.
+//! one device's storm delays another by at most one such amount per device. A worker whose calls may wait for the host
+//! runs on a loop of its own, and a deputy of it here ([`LoopHandle::watching`]): so that the loop that everybody hears
+//! from never waits.
+
+mod deputy;
 
 use super::{Busy, DeviceError, Token, Worker};
+use deputy::{Deputy, Ward};
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -29,7 +34,7 @@ const COMMANDS: u64 = u64::MAX;
 /// Who handed a worker over, and hears how it fares. Called on the event loop's thread; must not wait for it.
 pub trait Owner: Send + Sync {
     /// The worker cannot go on; it gets no more events.
-    fn failed(&self, error: &DeviceError);
+    fn failed(&self, error: DeviceError);
     /// The worker was asked to drain and is gone.
     fn drained(&self, queues: Vec<(u16, Queue)>);
 }
@@ -50,11 +55,26 @@ pub struct LoopHandle {
     commands: Sender<Command>,
     wake: Arc<EventFd>,
     next_key: Arc<AtomicU32>,
+    /// The loop that workers really run on, if it is not this one.
+    ward: Option<Ward>,
 }
 
 impl LoopHandle {
+    /// The way for one device whose worker may have to wait for the host: it runs on `other`, and a deputy of it on this
+    /// loop, which hears how it fares and tells its owner. Makes a descriptor.
+    ///
+    /// # Errors
+    /// No descriptor can be made.
+    pub fn watching(&self, other: Self) -> io::Result<Self> {
+        Ok(Self { ward: Some(Ward::new(other)?), ..self.clone() })
+    }
+
     /// Hands `worker` over.
     pub fn run(&self, worker: Box<dyn Worker>, owner: Arc<dyn Owner>) -> WorkerKey {
+        let worker = match &self.ward {
+            Some(ward) => Box::new(Deputy::of(worker, ward)),
+            None => worker,
+        };
         let key = WorkerKey(self.next_key.fetch_add(1, Ordering::Relaxed));
         self.send(Command::Run { key, worker, owner });
         key
@@ -92,6 +112,7 @@ pub struct EventLoop {
     commands: Receiver<Command>,
     wake: Arc<EventFd>,
     slots: BTreeMap<WorkerKey, Slot>,
+    patience: Duration,
 }
 
 impl EventLoop {
@@ -101,9 +122,9 @@ impl EventLoop {
         let wake = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
         epoll.ctl(ControlOperation::Add, wake.as_raw_fd(), EpollEvent::new(EventSet::IN, COMMANDS))?;
         let (sender, commands) = mpsc::channel();
-        let handle =
-            LoopHandle { commands: sender, wake: wake.clone(), next_key: Arc::new(AtomicU32::new(0)) };
-        Ok((Self { epoll, commands, wake, slots: BTreeMap::new() }, handle))
+        let next_key = Arc::new(AtomicU32::new(0));
+        let handle = LoopHandle { commands: sender, wake: wake.clone(), next_key, ward: None };
+        Ok((Self { epoll, commands, wake, slots: BTreeMap::new(), patience: DRAIN_PATIENCE }, handle))
     }
 
     /// Runs until [`LoopHandle::stop`]. Fails only if the kernel no longer reports events.
@@ -139,7 +160,7 @@ impl EventLoop {
         }
         if let Err(error) = slot.worker.ready(token) {
             Self::cut_off(&self.epoll, slot);
-            slot.owner.failed(&error);
+            slot.owner.failed(error);
         }
     }
 
@@ -151,7 +172,7 @@ impl EventLoop {
                 Command::Run { key, worker, owner } => self.adopt(key, worker, owner),
                 Command::Drain { key } => {
                     if let Some(slot) = self.slots.get_mut(&key) {
-                        slot.draining = Some(Instant::now() + DRAIN_PATIENCE);
+                        slot.draining = Some(Instant::now() + self.patience);
                     }
                     self.retry_drains();
                 }
@@ -166,7 +187,7 @@ impl EventLoop {
             let event = EpollEvent::new(EventSet::IN, pack(key, token));
             if let Err(source) = self.epoll.ctl(ControlOperation::Add, fd, event) {
                 Self::cut_off(&self.epoll, &mut slot);
-                slot.owner.failed(&DeviceError::Host { what: "watching a device's descriptors", source });
+                slot.owner.failed(DeviceError::Host { what: "watching a device's descriptors", source });
                 break;
             }
             slot.registered.push(fd);
@@ -175,7 +196,7 @@ impl EventLoop {
     }
 
     fn retry_drains(&mut self) {
-        let epoll = &self.epoll;
+        let (epoll, patience) = (&self.epoll, self.patience);
         self.slots.retain(|_, slot| {
             let Some(deadline) = slot.draining else { return true };
             match slot.worker.drain(deadline) {
@@ -186,8 +207,8 @@ impl EventLoop {
                 }
                 Err(Busy) if Instant::now() < deadline => true,
                 Err(Busy) => {
-                    slot.draining = Some(Instant::now() + DRAIN_PATIENCE);
-                    slot.owner.failed(&DeviceError::Host {
+                    slot.draining = Some(Instant::now() + patience);
+                    slot.owner.failed(DeviceError::Host {
                         what: "ending the requests in flight",
                         source: io::ErrorKind::TimedOut.into(),
                     });

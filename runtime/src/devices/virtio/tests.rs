@@ -6,7 +6,7 @@ use super::mmio::MmioTransport;
 use super::testkit::drive::{driver_ok, negotiate, set_queue, status, until, write};
 use super::testkit::{Bench, Ring, memory};
 use super::vsock::{Vsock, VsockHost};
-use super::{Memory, VirtioDevice};
+use super::{DeviceKind, Memory, VirtioDevice};
 use husk_protocol::spec::CacheType;
 use std::fs::File;
 use std::io::Write;
@@ -22,20 +22,27 @@ const DATA: u64 = 0x20_0000;
 struct Rig {
     memory: Memory,
     handle: LoopHandle,
-    thread: Option<JoinHandle<()>>,
+    /// The disk's own.
+    disk: LoopHandle,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Rig {
     #[allow(clippy::disallowed_methods, reason = "tests have no thread policy")]
     fn new() -> Self {
         let (event_loop, handle) = EventLoop::new().unwrap();
-        let thread = Some(std::thread::spawn(|| event_loop.run().unwrap()));
-        Self { memory: memory(), handle, thread }
+        let (disk_loop, disk) = EventLoop::new().unwrap();
+        let threads = [event_loop, disk_loop].map(|it| std::thread::spawn(|| it.run().unwrap())).into();
+        Self { memory: memory(), handle, disk, threads }
     }
 
     fn add(&self, device: Box<dyn VirtioDevice>) -> Arc<MmioTransport> {
         let line = EventFd::new(libc::EFD_NONBLOCK).unwrap();
-        MmioTransport::new(device, self.memory.clone(), line, self.handle.clone()).unwrap()
+        let workers = match device.kind() {
+            DeviceKind::Block => self.handle.watching(self.disk.clone()).unwrap(),
+            DeviceKind::Vsock => self.handle.clone(),
+        };
+        MmioTransport::new(device, self.memory.clone(), line, workers).unwrap()
     }
 
     /// A driver's start: fresh rings, numbered from `first`.
@@ -59,7 +66,8 @@ impl Rig {
 impl Drop for Rig {
     fn drop(&mut self) {
         self.handle.stop();
-        self.thread.take().unwrap().join().unwrap();
+        self.disk.stop();
+        self.threads.drain(..).for_each(|thread| thread.join().unwrap());
     }
 }
 

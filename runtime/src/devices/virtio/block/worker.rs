@@ -1,8 +1,9 @@
 //! The queue of a block device, on an event loop.
 //!
-//! Owns the queue and a share of the disk. Refuses to hold the loop: after [`REQUESTS`] requests or [`BYTES`] bytes the
-//! others come first. Invariant: requests are answered before the next is taken, so nothing is ever in flight between
-//! two events, and draining is immediate.
+//! Owns the queue and a share of the disk. Refuses to hold the loop for the guest's sake: after [`REQUESTS`] requests or
+//! [`BYTES`] bytes the loop's commands come first; for the disk's sake it waits, so the loop is the drive's own.
+//! Invariant: a request is answered before the next is taken, so nothing is in flight between two events: a drain is
+//! immediate once the loop gets to it, and the request that it waited for has let go of its buffers.
 
 use super::request::{Disk, handle};
 use crate::devices::virtio::queue::{Chain, Popped, QueueError, Virtqueue};

@@ -40,13 +40,13 @@ impl Worker for Clerk {
 }
 
 #[derive(Default)]
-struct Diary {
-    failures: Mutex<Vec<String>>,
-    drained: Mutex<Vec<usize>>,
+pub(super) struct Diary {
+    pub(super) failures: Mutex<Vec<String>>,
+    pub(super) drained: Mutex<Vec<usize>>,
 }
 
 impl Owner for Diary {
-    fn failed(&self, error: &DeviceError) {
+    fn failed(&self, error: DeviceError) {
         self.failures.lock().unwrap().push(error.to_string());
     }
     fn drained(&self, queues: Vec<(u16, Queue)>) {

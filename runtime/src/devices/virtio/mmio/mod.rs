@@ -256,7 +256,7 @@ fn register(offset: u64) -> Result<u32, ()> {
 }
 
 impl Owner for MmioTransport {
-    fn failed(&self, error: &DeviceError) {
+    fn failed(&self, error: DeviceError) {
         let mut state = self.lock();
         self.fail(&mut state, error.to_string());
     }

@@ -1,0 +1,16 @@
+//! A drive's thread: waits for the drive's queues, moves data between guest memory and the drive's one file.
+//!
+//! Refuses by absence whatever is not a disk's: sockets, timers, positions in files.
+
+use crate::rule::Rule;
+use crate::tables::form::any;
+
+/// See the module.
+pub(crate) const RULES: &[Rule] = &[
+    any("epoll_pwait", "the event loop waits"),
+    any("epoll_ctl", "a worker's queues are watched from its start to its end"),
+    any("read", "eventfds: the driver's kicks, the loop's commands"),
+    any("preadv", "the drive's file into guest memory"),
+    any("pwritev", "from guest memory into the drive's file"),
+    any("fdatasync", "the guest flushes the drive"),
+];
