@@ -47,6 +47,10 @@ pub(crate) const FD_CLOEXEC: u32 = 1;
 pub(crate) const F_GETFL: u32 = 3;
 /// `F_DUPFD_CLOEXEC`.
 pub(crate) const F_DUPFD_CLOEXEC: u32 = 1030;
+/// `FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE`.
+pub(crate) const FALLOC_PUNCH_HOLE: u32 = 0x2 | 0x1;
+/// `FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE`.
+pub(crate) const FALLOC_ZERO_RANGE: u32 = 0x10 | 0x1;
 /// `MSG_NOSIGNAL | MSG_DONTWAIT`.
 pub(crate) const MSG_FLAGS_SEND: u32 = 0x4040;
 /// `MSG_DONTWAIT | MSG_TRUNC | MSG_CMSG_CLOEXEC | MSG_PEEK`.

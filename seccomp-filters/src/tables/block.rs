@@ -3,7 +3,8 @@
 //! Refuses by absence whatever is not a disk's: sockets, timers, positions in files.
 
 use crate::rule::Rule;
-use crate::tables::form::any;
+use crate::tables::form::{any, is, when};
+use crate::values::{FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE};
 
 /// See the module.
 pub(crate) const RULES: &[Rule] = &[
@@ -13,4 +14,6 @@ pub(crate) const RULES: &[Rule] = &[
     any("preadv", "the drive's file into guest memory"),
     any("pwritev", "from guest memory into the drive's file"),
     any("fdatasync", "the guest flushes the drive"),
+    when("fallocate", &[is(1, FALLOC_PUNCH_HOLE)], "the guest discards a range; never another length"),
+    when("fallocate", &[is(1, FALLOC_ZERO_RANGE)], "the guest writes zeros to a range; never another length"),
 ];

@@ -161,6 +161,8 @@ fn flags_are_the_c_librarys() {
     assert_eq!(F_GETFD, word(libc::F_GETFD));
     assert_eq!(F_GETFL, word(libc::F_GETFL));
     assert_eq!(F_DUPFD_CLOEXEC, word(libc::F_DUPFD_CLOEXEC));
+    assert_eq!(FALLOC_PUNCH_HOLE, word(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE));
+    assert_eq!(FALLOC_ZERO_RANGE, word(libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE));
     assert_eq!(MSG_FLAGS_SEND, word(libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT));
     let receive = libc::MSG_DONTWAIT | libc::MSG_TRUNC | libc::MSG_CMSG_CLOEXEC | libc::MSG_PEEK;
     assert_eq!(MSG_FLAGS_RECEIVE, word(receive));

@@ -5,6 +5,7 @@
 //! sector is invisible to the guest. The file's content is never looked at, so no image format can be smuggled in.
 //! Invariant: whether writes are allowed is decided here, once, and checked on the host for each request.
 
+mod ranges;
 mod request;
 mod worker;
 
@@ -63,8 +64,8 @@ pub struct Block {
     config: [u8; CONFIG_BYTES],
 }
 
-/// Up to and with `blk_size` of `virtio_blk_config`.
-const CONFIG_BYTES: usize = 24;
+/// Up to and with `write_zeroes_may_unmap` of `virtio_blk_config`, and its padding.
+const CONFIG_BYTES: usize = 60;
 
 impl Block {
     /// The disk that `file` is. Its guest reads `id`'s first 20 bytes as the serial number. Without write-back caching
@@ -83,16 +84,13 @@ impl Block {
             | 1 << blk::VIRTIO_BLK_F_BLK_SIZE;
         if read_only {
             features |= 1 << blk::VIRTIO_BLK_F_RO;
+        } else {
+            features |= 1 << blk::VIRTIO_BLK_F_DISCARD | 1 << blk::VIRTIO_BLK_F_WRITE_ZEROES;
         }
         if writeback {
             features |= 1 << blk::VIRTIO_BLK_F_FLUSH;
         }
-        let mut config = [0; CONFIG_BYTES];
-        config[0..8].copy_from_slice(&sectors.to_le_bytes());
-        config[8..12].copy_from_slice(&SEGMENT_BYTES.to_le_bytes());
-        config[12..16].copy_from_slice(&SEGMENTS.to_le_bytes());
-        // 16..20: a geometry that is not offered.
-        config[20..24].copy_from_slice(&512u32.to_le_bytes());
+        let config = configuration(sectors, read_only);
         let mut serial = [0; ID_BYTES];
         for (to, from) in serial.iter_mut().zip(id.bytes()) {
             *to = from;
@@ -100,6 +98,26 @@ impl Block {
         let disk = Arc::new(Disk { file, sectors, read_only, writeback, serial });
         Ok(Self { disk, features, config })
     }
+}
+
+/// `virtio_blk_config` (5.2.4); the fields of features that are not offered are zero.
+fn configuration(sectors: u64, read_only: bool) -> [u8; CONFIG_BYTES] {
+    let mut config = [0; CONFIG_BYTES];
+    let mut set = |at: usize, value: u32| config[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    set(8, SEGMENT_BYTES);
+    set(12, SEGMENTS);
+    set(20, 512);
+    if !read_only {
+        set(36, ranges::DISCARD_SECTORS);
+        set(40, ranges::DISCARD_SEGMENTS);
+        set(44, ranges::DISCARD_ALIGNMENT);
+        set(48, ranges::ZEROES_SECTORS);
+        set(52, ranges::ZEROES_SEGMENTS);
+        // One byte, `write_zeroes_may_unmap`.
+        set(56, 1);
+    }
+    config[..8].copy_from_slice(&sectors.to_le_bytes());
+    config
 }
 
 fn length(file: &File, id: &str) -> Result<u64, BlockError> {

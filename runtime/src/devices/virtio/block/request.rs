@@ -5,6 +5,7 @@
 //! no header or no room for a status. Invariant: data moves between file and guest memory directly, and no more than
 //! [`MAX_BYTES`] of it per request.
 
+use super::ranges::{self, Kind};
 use super::{ID_BYTES, SEGMENT_BYTES, SEGMENTS};
 use crate::devices::virtio::Memory;
 use crate::devices::virtio::guest_io::{BadBuffer, GuestIo};
@@ -74,6 +75,8 @@ pub(super) fn handle(memory: &Memory, chain: &Chain, disk: &Disk) -> Result<u32,
             Ok(()) => Status::Ok,
             Err(_) => Status::IoError,
         },
+        blk::VIRTIO_BLK_T_DISCARD => ranges::apply(disk, Kind::Discard, &mut readable),
+        blk::VIRTIO_BLK_T_WRITE_ZEROES => ranges::apply(disk, Kind::WriteZeroes, &mut readable),
         blk::VIRTIO_BLK_T_GET_ID => {
             writable.fill_from(&disk.serial);
             Status::Ok
@@ -118,4 +121,4 @@ fn transfer<'m>(
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

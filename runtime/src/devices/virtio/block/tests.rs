@@ -26,6 +26,8 @@ fn a_tail_shorter_than_a_sector_is_invisible() {
     let block = disk(512);
     assert_eq!((config(&block, 8), config(&block, 12), config(&block, 20)), (256 << 10, 126, 512));
     assert_eq!(config(&block, 24), 0);
+    let ranges: Vec<u32> = (36..64).step_by(4).map(|offset| config(&block, offset)).collect();
+    assert_eq!(ranges, [1 << 19, 16, 8, 1 << 16, 1, 1, 0]);
 }
 
 #[test]
@@ -44,6 +46,10 @@ fn features_say_what_the_disk_can() {
     assert!(!offers(&plain, blk::VIRTIO_BLK_F_RO) && !offers(&plain, blk::VIRTIO_BLK_F_FLUSH));
     let other = Block::new(file(512), "x", true, CacheType::Writeback).unwrap();
     assert!(offers(&other, blk::VIRTIO_BLK_F_RO) && offers(&other, blk::VIRTIO_BLK_F_FLUSH));
+    for bit in [blk::VIRTIO_BLK_F_DISCARD, blk::VIRTIO_BLK_F_WRITE_ZEROES] {
+        assert!(offers(&plain, bit) && !offers(&other, bit), "only a disk that may be written to");
+    }
+    assert!((36..60).all(|offset| config(&other, offset) == 0));
 }
 
 const HEADER: u64 = 0x10_0000;

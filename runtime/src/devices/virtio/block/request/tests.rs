@@ -4,18 +4,18 @@ use crate::devices::virtio::testkit::{HIGH, LOW_END, memory};
 use std::io::{Read, Seek, SeekFrom, Write};
 use vm_memory::{Bytes, GuestAddress};
 
-const HEADER: u64 = 0x10_0000;
+pub(crate) const HEADER: u64 = 0x10_0000;
 const DATA: u64 = 0x20_0000;
-const STATUS: u64 = 0x30_0000;
-const SECTORS: u64 = 64;
+pub(crate) const STATUS: u64 = 0x30_0000;
+pub(crate) const SECTORS: u64 = 64;
 
-struct Rig {
-    memory: Memory,
-    disk: Disk,
+pub(crate) struct Rig {
+    pub(crate) memory: Memory,
+    pub(crate) disk: Disk,
 }
 
 /// A disk whose sector N is filled with N.
-fn rig() -> Rig {
+pub(crate) fn rig() -> Rig {
     let mut file = tempfile();
     for sector in 0..u8::try_from(SECTORS).unwrap() {
         file.write_all(&[sector; 512]).unwrap();
@@ -35,19 +35,19 @@ fn tempfile() -> File {
     File::from(fd)
 }
 
-fn buffer(addr: u64, len: u32) -> Buffer {
+pub(crate) fn buffer(addr: u64, len: u32) -> Buffer {
     Buffer { addr: GuestAddress(addr), len }
 }
 
 impl Rig {
-    fn header(&self, kind: u32, sector: u64) {
+    pub(crate) fn header(&self, kind: u32, sector: u64) {
         self.memory.write_obj(kind, GuestAddress(HEADER)).unwrap();
         self.memory.write_obj(0u32, GuestAddress(HEADER + 4)).unwrap();
         self.memory.write_obj(sector, GuestAddress(HEADER + 8)).unwrap();
         self.memory.write_obj(0xffu8, GuestAddress(STATUS)).unwrap();
     }
 
-    fn run(&self, chain: &Chain) -> (Result<u32, Nonsense>, u8) {
+    pub(crate) fn run(&self, chain: &Chain) -> (Result<u32, Nonsense>, u8) {
         let result = handle(&self.memory, chain, &self.disk);
         (result, self.memory.read_obj(GuestAddress(STATUS)).unwrap())
     }
@@ -74,7 +74,7 @@ impl Rig {
         self.run(&Chain { head: 0, readable: vec![buffer(HEADER, 16)], writable })
     }
 
-    fn file(&self) -> Vec<u8> {
+    pub(crate) fn file(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         (&self.disk.file).seek(SeekFrom::Start(0)).unwrap();
         (&self.disk.file).read_to_end(&mut bytes).unwrap();
@@ -149,7 +149,7 @@ fn item_10_what_is_not_on_the_disk_is_an_error() {
 #[test]
 fn item_10_unknown_requests_are_unsupported() {
     let rig = rig();
-    for kind in [2, 3, 5, 7, 11, 13, 14, 0x8000_0000, u32::MAX] {
+    for kind in [2, 3, 5, 7, 9, 10, 12, 14, 15, 0x8000_0000, u32::MAX] {
         assert_eq!(rig.plain(kind, 0), (Ok(1), 2), "{kind}");
     }
 }
