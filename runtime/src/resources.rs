@@ -6,7 +6,8 @@
 
 use crate::spec::MachineSpec;
 use husk_protocol::spec::FileRef;
-use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
+use rustix::fs::{FileType, OFlags, SeekFrom, fcntl_getfl, fstat, seek};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use std::fs::File;
 use std::io;
@@ -79,7 +80,7 @@ pub enum ResourceError {
     Stat {
         /// Key of the spec.
         role: String,
-        /// What `fstat(2)` said.
+        /// What `fstat(2)`, `fcntl(2)` or `lseek(2)` said.
         source: io::Error,
     },
 }
@@ -107,7 +108,7 @@ pub struct BootFiles {
 /// What the devices take.
 #[derive(Debug)]
 pub struct DeviceFiles {
-    /// A file a drive, in the spec's order: regular, whole sectors, open as the drive needs.
+    /// A file a drive, in the spec's order: regular or a block device, whole sectors, open as the drive needs.
     pub drives: Vec<File>,
     /// The listening unix stream socket of the vsock device.
     pub vsock_listener: Option<OwnedFd>,
@@ -175,7 +176,7 @@ impl Pool {
 
     fn disk(&mut self, role: &str, file: &FileRef, write: bool) -> Result<File, ResourceError> {
         let file = File::from(self.take(role, file)?);
-        let bytes = regular_size(role, &file)?;
+        let bytes = disk_size(role, &file)?;
         if bytes == 0 || !bytes.is_multiple_of(SECTOR) {
             let allowed = "a multiple of 512, and not 0,";
             return Err(ResourceError::Size { role: role.into(), bytes, allowed });
@@ -197,14 +198,21 @@ impl Pool {
         }
         let allowed =
             if listening { "a listening unix stream socket" } else { "a connected unix stream socket" };
-        Err(ResourceError::WrongType { role: role.into(), found: kind(role, &fd)?, allowed })
+        Err(wrong(role, stat(role, &fd)?.0, allowed))
     }
 }
 
-fn kind(role: &str, file: impl AsFd) -> Result<&'static str, ResourceError> {
-    let stat =
-        fstat(file).map_err(|error| ResourceError::Stat { role: role.into(), source: error.into() })?;
-    Ok(match FileType::from_raw_mode(stat.st_mode) {
+fn stat(role: &str, file: impl AsFd) -> Result<(FileType, u64), ResourceError> {
+    let stat = fstat(file).map_err(failed(role))?;
+    Ok((FileType::from_raw_mode(stat.st_mode), stat.st_size.unsigned_abs()))
+}
+
+fn failed(role: &str) -> impl FnOnce(Errno) -> ResourceError + '_ {
+    |error| ResourceError::Stat { role: role.into(), source: error.into() }
+}
+
+fn wrong(role: &str, found: FileType, allowed: &'static str) -> ResourceError {
+    let found = match found {
         FileType::RegularFile => "a regular file",
         FileType::Directory => "a directory",
         FileType::Fifo => "a FIFO",
@@ -212,22 +220,28 @@ fn kind(role: &str, file: impl AsFd) -> Result<&'static str, ResourceError> {
         FileType::BlockDevice => "a block device",
         FileType::CharacterDevice => "a character device",
         _ => "of an unknown type",
-    })
+    };
+    ResourceError::WrongType { role: role.into(), found, allowed }
 }
 
 fn regular_size(role: &str, file: &File) -> Result<u64, ResourceError> {
-    let stat =
-        fstat(file).map_err(|error| ResourceError::Stat { role: role.into(), source: error.into() })?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        let found = kind(role, file)?;
-        return Err(ResourceError::WrongType { role: role.into(), found, allowed: "a regular file" });
+    match stat(role, file)? {
+        (FileType::RegularFile, bytes) => Ok(bytes),
+        (found, _) => Err(wrong(role, found, "a regular file")),
     }
-    Ok(stat.st_size.unsigned_abs())
+}
+
+/// Bytes of a regular file, or of a block device: as far as its position can go.
+fn disk_size(role: &str, file: &File) -> Result<u64, ResourceError> {
+    match stat(role, file)? {
+        (FileType::RegularFile, bytes) => Ok(bytes),
+        (FileType::BlockDevice, _) => seek(file, SeekFrom::End(0)).map_err(failed(role)),
+        (found, _) => Err(wrong(role, found, "a regular file or a block device")),
+    }
 }
 
 fn may(role: &str, file: &File, write: bool) -> Result<(), ResourceError> {
-    let flags =
-        fcntl_getfl(file).map_err(|error| ResourceError::Stat { role: role.into(), source: error.into() })?;
+    let flags = fcntl_getfl(file).map_err(failed(role))?;
     let mode = flags & OFlags::ACCMODE;
     let needed = if write { OFlags::WRONLY } else { OFlags::RDONLY };
     if !flags.contains(OFlags::PATH) && (mode == OFlags::RDWR || mode == needed) {

@@ -1,7 +1,7 @@
 //! What a command writes to a drive is there when husk has ended, always, and the file system is clean.
 
 use husk_tests::husk::{Husk, binary};
-use husk_tests::loops::Freezable;
+use husk_tests::loops::{Freezable, LoopDevice};
 use husk_tests::processes;
 use husk_tests::rootfs::{assert_clean, ext4};
 use husk_tests::scratch::Scratch;
@@ -164,4 +164,22 @@ fn a_hung_disk_stops_its_drive_alone() {
     assert!(child.wait().unwrap().success());
     assert_clean(&disk);
     assert_clean(&other);
+}
+
+#[test]
+fn a_block_device_is_a_drive() {
+    let scratch = Scratch::new();
+    let image = scratch.name("image.ext4");
+    ext4(&image, 32);
+    let script = "cat /sys/block/vdb/size; grep -q ' /data ext4 rw' /proc/mounts && echo kept > /data/x && \
+        dd if=/dev/zero of=/data/y bs=1M count=8 2>/dev/null && sync && rm /data/y && fstrim /data && cat /data/x";
+    let device = LoopDevice::of(&image);
+    let drive = format!("{}:/data:rw", device.node());
+    let outcome = Husk::run(&["--drive", &drive], &["sh", "-c", script]).output().expect_status(0);
+    assert_eq!(outcome.text(), "65536\nkept\n");
+    let drive = format!("{}:/data", device.node());
+    let outcome = Husk::run(&["--drive", &drive], &["cat", "/data/x"]).output().expect_status(0);
+    assert_eq!(outcome.text(), "kept\n");
+    drop(device);
+    assert_clean(&image);
 }

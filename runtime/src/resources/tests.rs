@@ -77,6 +77,17 @@ fn disks_are_whole_sectors_and_open_as_needed() {
         let error = refused(&json(true), vec![null(), memfd(1), memfd(bytes)]);
         assert!(error.contains(&format!("drive \"d\"): the file has {bytes} bytes")), "{error}");
     }
+    let (fifo, _writer) = std::io::pipe().unwrap();
+    let others: [(OwnedFd, &str); 3] = [
+        (null(), "a character device"),
+        (fifo.into(), "a FIFO"),
+        (File::open("/").unwrap().into(), "a directory"),
+    ];
+    for (other, name) in others {
+        let error = refused(&json(true), vec![null(), memfd(1), other]);
+        let expected = format!("the file is {name}; a regular file or a block device is needed");
+        assert!(error.contains(&expected), "{error}");
+    }
     let read_only = || OwnedFd::from(File::open("/proc/self/exe").unwrap());
     let bytes = File::from(read_only()).metadata().unwrap().len();
     let error = refused(&json(false), vec![null(), memfd(1), read_only()]);
