@@ -316,6 +316,7 @@ pub(crate) fn with_files(mut spec: RawSpec, options: &Options, places: &Places) 
         is_root_device: false,
         is_read_only: true,
         cache_type: CacheType::Unsafe,
+        queues: 1,
     };
     let mounted = options.drives.iter().enumerate().map(|(index, drive)| RawDrive {
         drive_id: drive_id(index),
@@ -324,6 +325,7 @@ pub(crate) fn with_files(mut spec: RawSpec, options: &Options, places: &Places) 
         is_read_only: !drive.writable,
         // What the guest synced is on the disk, as on a machine of its own.
         cache_type: if drive.writable { CacheType::Writeback } else { CacheType::Unsafe },
+        queues: 1,
     });
     let data = std::mem::take(&mut spec.drives).into_iter().filter(|drive| !drive.is_root_device);
     let files = places.drives.iter().map(|&place| FileRef::Fd(place));

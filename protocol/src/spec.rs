@@ -2,7 +2,7 @@
 //!
 //! Raw: the types say what keys exist, not that their values make sense; the runtime's `MachineSpec` does. Unknown and
 //! duplicate keys are refused by name. A file is a path, or `{"fd": N}`: the N-th descriptor of the message that
-//! brought the spec. Sources: Firecracker's `--config-file`; Husk's own keys are `placement`, `exec` and `console`.
+//! brought the spec. Sources: Firecracker's `--config-file`; Husk's own keys are `placement`, `exec`, `console` and a drive's `queues`.
 
 mod balloon;
 
@@ -147,6 +147,9 @@ pub struct RawDrive {
     /// Whether a flush reaches the disk.
     #[serde(default, skip_serializing_if = "CacheType::is_unsafe")]
     pub cache_type: CacheType,
+    /// Husk: request queues, 1 to `vcpu_count`.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub queues: u64,
 }
 
 /// What a guest's flush does.
@@ -287,6 +290,11 @@ impl<'de> Deserialize<'de> for FileRef {
 
 const fn one() -> u64 {
     1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's skip_serializing_if takes a reference")]
+const fn is_one(value: &u64) -> bool {
+    *value == 1
 }
 
 const fn default_mem_size_mib() -> u64 {

@@ -155,6 +155,7 @@ impl Machine {
                     let block = Block::new(file, drive.id(), drive.is_read_only(), drive.cache());
                     let block =
                         block.map_err(|source| MachineError::Drive { id: drive.id().into(), source })?;
+                    let block = block.with_queues(drive.queues());
                     let workers = virtio.drive_loop().map_err(descriptor(&name))?;
                     virtio.add(Box::new(block), &name, workers)?;
                 }

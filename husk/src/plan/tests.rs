@@ -12,6 +12,7 @@ fn drive(id: &str, root: bool) -> RawDrive {
         is_root_device: root,
         is_read_only: false,
         cache_type: CacheType::Unsafe,
+        queues: 1,
     }
 }
 

@@ -143,7 +143,7 @@ impl TryFrom<RawSpec> for MachineSpec {
             vcpus,
             memory,
             boot: BootSpec::new(raw.boot_source)?,
-            drives: drives(raw.drives)?,
+            drives: drives(raw.drives, vcpus)?,
             vsock: VsockSpec::new(raw.vsock, exec.is_some())?,
             entropy: raw.entropy.is_some(),
             balloon: raw.balloon.map(|balloon| BalloonSpec::new(&balloon, memory)).transpose()?,
@@ -172,12 +172,12 @@ fn vcpus(count: u64) -> Result<u8, SpecError> {
     })
 }
 
-fn drives(raw: Vec<RawDrive>) -> Result<Vec<DriveSpec>, SpecError> {
+fn drives(raw: Vec<RawDrive>, vcpus: u8) -> Result<Vec<DriveSpec>, SpecError> {
     let mut ids = HashSet::with_capacity(raw.len());
     let mut root = None;
     let mut drives = Vec::with_capacity(raw.len());
     for (index, drive) in raw.into_iter().enumerate() {
-        let drive = DriveSpec::new(drive, index)?;
+        let drive = DriveSpec::new(drive, index, vcpus)?;
         let serial = drive.id().get(..SERIAL_BYTES).unwrap_or(drive.id());
         if !ids.insert(serial.to_owned()) {
             return Err(SpecError::Duplicate {

@@ -111,21 +111,29 @@ pub struct DriveSpec {
     root: bool,
     read_only: bool,
     cache: CacheType,
+    queues: u8,
 }
 
 impl DriveSpec {
-    pub(super) fn new(raw: RawDrive, index: usize) -> Result<Self, SpecError> {
+    pub(super) fn new(raw: RawDrive, index: usize, vcpus: u8) -> Result<Self, SpecError> {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
         if raw.drive_id.is_empty() || raw.drive_id.len() > MAX_DRIVE_ID || !raw.drive_id.bytes().all(plain) {
             let allowed = "1 to 64 of A-Z, a-z, 0-9, '_', '-' and '.'";
             return Err(SpecError::malformed(format!("drives[{index}].drive_id"), &raw.drive_id, allowed));
         }
+        let queues = u8::try_from(raw.queues).ok().filter(|queues| (1..=vcpus).contains(queues));
+        let queues = queues.ok_or_else(|| SpecError::OutOfRange {
+            key: format!("drives[{index}].queues"),
+            value: raw.queues,
+            allowed: format!("1 to {vcpus}, the number of vCPUs"),
+        })?;
         Ok(Self {
             id: raw.drive_id,
             file: raw.path_on_host,
             root: raw.is_root_device,
             read_only: raw.is_read_only,
             cache: raw.cache_type,
+            queues,
         })
     }
 
@@ -157,6 +165,12 @@ impl DriveSpec {
     #[must_use]
     pub fn cache(&self) -> CacheType {
         self.cache
+    }
+
+    /// Request queues, 1 to the number of vCPUs.
+    #[must_use]
+    pub fn queues(&self) -> u8 {
+        self.queues
     }
 }
 

@@ -15,6 +15,7 @@ fn drive(id: &str) -> RawDrive {
         is_root_device: false,
         is_read_only: true,
         cache_type: Default::default(),
+        queues: 1,
     }
 }
 
@@ -197,4 +198,22 @@ fn an_exec_channel_brings_a_vsock() {
     assert_eq!(accepted(exec(1024)).vsock().unwrap().cid(), DEFAULT_CID);
     assert!(refused(exec(0)).starts_with("exec.port: 0 is not allowed"));
     assert!(refused(exec(u32::MAX)).starts_with("exec.port: 4294967295"));
+}
+
+#[test]
+fn a_drive_has_no_more_queues_than_there_are_vcpus() {
+    let queues = |queues: u64| {
+        move |raw: &mut RawSpec| {
+            raw.machine_config.vcpu_count = 4;
+            raw.drives = vec![RawDrive { queues, ..drive("d") }];
+        }
+    };
+    for bad in [0, 5, 256, 257, u64::MAX] {
+        let error = refused(queues(bad));
+        assert!(
+            error.starts_with(&format!("drives[0].queues: {bad} is not allowed; allowed is 1 to 4")),
+            "{error}"
+        );
+    }
+    assert_eq!(accepted(queues(4)).drives()[0].queues(), 4);
 }

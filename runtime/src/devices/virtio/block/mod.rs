@@ -1,6 +1,6 @@
 //! virtio-block (virtio 1.2, 5.2) over a raw file.
 //!
-//! Owns configuration and features; the worker has the queue, `request` the logic. Refuses files that cannot be a
+//! Owns configuration and features; the worker has the queues, `request` the logic. Refuses files that cannot be a
 //! disk. The capacity is the file's length when the device is made, in sectors of 512 bytes: a tail shorter than a
 //! sector is invisible to the guest. The file's content is never looked at, so no image format can be smuggled in.
 //! Invariant: whether writes are allowed is decided here, once, and checked on the host for each request.
@@ -20,7 +20,7 @@ use std::io;
 use std::sync::Arc;
 use virtio_bindings::virtio_blk as blk;
 
-/// Descriptors in the queue.
+/// Descriptors in a queue.
 const QUEUE_SIZE: u16 = 128;
 /// Most data segments in a request: what fits into the queue beside header and status.
 const SEGMENTS: u32 = QUEUE_SIZE as u32 - 2;
@@ -62,6 +62,7 @@ pub struct Block {
     disk: Arc<Disk>,
     features: u64,
     config: [u8; CONFIG_BYTES],
+    queue_sizes: Vec<u16>,
 }
 
 /// Up to and with `write_zeroes_may_unmap` of `virtio_blk_config`, and its padding.
@@ -96,7 +97,19 @@ impl Block {
             *to = from;
         }
         let disk = Arc::new(Disk { file, sectors, read_only, writeback, serial });
-        Ok(Self { disk, features, config })
+        Ok(Self { disk, features, config, queue_sizes: vec![QUEUE_SIZE] })
+    }
+
+    /// The same disk with so many request queues, at least one: each vCPU can have its own, and none waits for another's
+    /// lock in the guest. One thread serves them in turn.
+    #[must_use]
+    pub fn with_queues(mut self, queues: u8) -> Self {
+        self.queue_sizes = vec![QUEUE_SIZE; usize::from(queues.max(1))];
+        if queues > 1 {
+            self.features |= 1 << blk::VIRTIO_BLK_F_MQ;
+            self.config[34..36].copy_from_slice(&u16::from(queues).to_le_bytes());
+        }
+        self
     }
 }
 
@@ -145,7 +158,7 @@ impl VirtioDevice for Block {
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &[QUEUE_SIZE]
+        &self.queue_sizes
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -153,8 +166,10 @@ impl VirtioDevice for Block {
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<Box<dyn Worker>, ActivateError> {
-        let queue = activation.take_queue(0)?;
-        Ok(Box::new(worker::BlockWorker::new(queue, self.disk.clone(), activation.dropped)))
+        // A driver may use fewer queues than there are, but not none.
+        let first = activation.take_queue(0)?;
+        let queues = std::iter::once(first).chain(activation.queues.into_iter().flatten()).collect();
+        Ok(Box::new(worker::BlockWorker::new(queues, self.disk.clone(), activation.dropped)))
     }
 }
 

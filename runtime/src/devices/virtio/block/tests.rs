@@ -151,3 +151,27 @@ fn a_drained_disk_goes_on_where_it_was() {
     use virtio_queue::QueueT;
     assert_eq!((queues[0].1.next_avail(), queues[0].1.next_used()), (1, 1));
 }
+
+#[test]
+fn several_queues_are_offered_and_served_each() {
+    let mut device = disk(64 << 10).with_queues(3);
+    assert!(device.features() & 1 << blk::VIRTIO_BLK_F_MQ != 0);
+    assert_eq!((config(&device, 32) >> 16, device.queue_sizes()), (3, [128; 3].as_slice()));
+    let mut bench = Bench::start(&mut device);
+    bench.write(HEADER, &[0; 16]);
+    for queue in [2, 0, 1] {
+        let chain = [(HEADER, 16, false), (DATA, 512, true), (DATA + 512, 1, true)];
+        bench.rings[queue].offer(&chain);
+        bench.kick(queue);
+        bench.settle();
+        let used: Vec<_> = bench.rings.iter_mut().map(|ring| ring.take_all_used().len()).collect();
+        assert_eq!(used, (0..3).map(|index| usize::from(index == queue)).collect::<Vec<_>>());
+    }
+    bench.rings[1].set_available(500);
+    bench.kick(1);
+    assert!(bench.round().unwrap_err().to_string().starts_with("queue 1: "));
+    let drained = bench.worker.drain(std::time::Instant::now()).unwrap();
+    assert_eq!(drained.iter().map(|(index, _)| *index).collect::<Vec<_>>(), [0, 1, 2]);
+    let single = disk(512).with_queues(1);
+    assert!(single.features() & 1 << blk::VIRTIO_BLK_F_MQ == 0 && config(&single, 32) == 0);
+}

@@ -1,6 +1,6 @@
-//! The queue of a block device, on an event loop.
+//! The queues of a block device, on an event loop.
 //!
-//! Owns the queue and a share of the disk. Refuses to hold the loop for the guest's sake: after [`REQUESTS`] requests or
+//! Owns the queues and a share of the disk. Refuses to hold the loop for the guest's sake: after [`REQUESTS`] requests or
 //! [`BYTES`] bytes the loop's commands come first; for the disk's sake it waits, so the loop is the drive's own.
 //! Invariant: a request is answered before the next is taken, so nothing is in flight between two events: a drain is
 //! immediate once the loop gets to it, and the request that it waited for has let go of its buffers.
@@ -20,19 +20,31 @@ const REQUESTS: u32 = 64;
 const BYTES: u64 = 4 << 20;
 
 pub(super) struct BlockWorker {
-    events: [(Token, RawFd); 1],
-    queue: Virtqueue,
+    /// A token is a place in `queues`.
+    events: Vec<(Token, RawFd)>,
+    queues: Vec<Virtqueue>,
     disk: Arc<Disk>,
     dropped: Arc<AtomicU64>,
     chain: Chain,
 }
 
 impl BlockWorker {
-    pub(super) fn new(queue: Virtqueue, disk: Arc<Disk>, dropped: Arc<AtomicU64>) -> Self {
-        let events = [(Token(0), queue.kick().as_raw_fd())];
-        Self { events, queue, disk, dropped, chain: Chain::default() }
+    pub(super) fn new(queues: Vec<Virtqueue>, disk: Arc<Disk>, dropped: Arc<AtomicU64>) -> Self {
+        let kicks = queues.iter().map(|queue| queue.kick().as_raw_fd());
+        let events = (0..).map(Token).zip(kicks).collect();
+        Self { events, queues, disk, dropped, chain: Chain::default() }
     }
+}
 
+/// What serving one queue takes.
+struct Service<'a> {
+    queue: &'a mut Virtqueue,
+    disk: &'a Disk,
+    dropped: &'a AtomicU64,
+    chain: &'a mut Chain,
+}
+
+impl Service<'_> {
     fn serve(&mut self) -> Result<(), QueueError> {
         self.queue.acknowledge_kick();
         self.queue.refuse_kicks()?;
@@ -40,7 +52,7 @@ impl BlockWorker {
         loop {
             // Counts looks at the queue, not only requests: a second vCPU may flip the index under our eyes for ever.
             requests += 1;
-            match self.queue.pop(&mut self.chain)? {
+            match self.queue.pop(self.chain)? {
                 Popped::Empty if self.queue.want_kicks()? => {}
                 Popped::Empty => break,
                 popped => {
@@ -58,7 +70,7 @@ impl BlockWorker {
 
     fn answer(&mut self, popped: Popped) -> Result<(), QueueError> {
         let written = match popped {
-            Popped::Chain => handle(self.queue.memory(), &self.chain, &self.disk).ok(),
+            Popped::Chain => handle(self.queue.memory(), self.chain, self.disk).ok(),
             Popped::Malformed | Popped::Empty => None,
         };
         if written.is_none() {
@@ -73,11 +85,15 @@ impl Worker for BlockWorker {
         &self.events
     }
 
-    fn ready(&mut self, _token: Token) -> Result<(), DeviceError> {
-        self.serve().map_err(|source| DeviceError::Queue { index: self.queue.index(), source })
+    fn ready(&mut self, Token(place): Token) -> Result<(), DeviceError> {
+        let Self { queues, disk, dropped, chain, .. } = self;
+        let Some(queue) = queues.get_mut(place as usize) else { return Ok(()) };
+        let index = queue.index();
+        let mut service = Service { queue, disk, dropped, chain };
+        service.serve().map_err(|source| DeviceError::Queue { index, source })
     }
 
     fn drain(&mut self, _deadline: Instant) -> Result<Vec<(u16, Queue)>, Busy> {
-        Ok(vec![self.queue.take()])
+        Ok(self.queues.iter_mut().map(Virtqueue::take).collect())
     }
 }
