@@ -18,10 +18,11 @@ use crate::devices::{Bus, BusError, i8042::I8042, serial::Serial};
 use crate::kvm::{Hypervisor, KvmError, Vm};
 use crate::memory::{self, GuestMemory, MemoryError};
 use crate::resources::DeviceFiles;
-use crate::spec::{DeviceSpec, MachineSpec};
+use crate::spec::{BalloonSpec, DeviceSpec, DriveSpec, MachineSpec};
 use crate::vcpu::{self, Buses, Exits, Vcpu, VcpuHandle};
 use husk_seccomp::Role;
 use kvm_ioctls::VcpuFd;
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -149,15 +150,12 @@ impl Machine {
         let mut streams = Some((files.exec, files.vsock_listener, ask));
         for device in spec.device_specs() {
             let name = device.name();
-            match device {
+            let mut workers = virtio.workers.clone();
+            let device: Box<dyn VirtioDevice> = match device {
                 DeviceSpec::Drive(drive) => {
                     let file = drives.next().ok_or_else(|| MachineError::NoSlot { device: name.clone() })?;
-                    let block = Block::new(file, drive.id(), drive.is_read_only(), drive.cache());
-                    let block =
-                        block.map_err(|source| MachineError::Drive { id: drive.id().into(), source })?;
-                    let block = block.with_queues(drive.queues());
-                    let workers = virtio.drive_loop().map_err(descriptor(&name))?;
-                    virtio.add(Box::new(block), &name, workers)?;
+                    workers = virtio.drive_loop().map_err(descriptor(&name))?;
+                    Box::new(disk(drive, file)?)
                 }
                 DeviceSpec::Vsock(it) => {
                     let (exec, listener, ask) =
@@ -168,14 +166,12 @@ impl Machine {
                     let host = VsockHost { exec, listener, ask };
                     let (device, answers) = Vsock::new(it.cid().into(), host).map_err(descriptor("vsock"))?;
                     vsock = Some(answers);
-                    virtio.add(Box::new(device), &name, virtio.workers.clone())?;
+                    Box::new(device)
                 }
-                DeviceSpec::Entropy => virtio.add(Box::new(Entropy), &name, virtio.workers.clone())?,
-                DeviceSpec::Balloon(it) => {
-                    let balloon = Balloon::new(it.amount_mib(), it.deflate_on_oom(), it.free_page_reporting());
-                    virtio.add(Box::new(balloon), &name, virtio.workers.clone())?;
-                }
-            }
+                DeviceSpec::Entropy => Box::new(Entropy),
+                DeviceSpec::Balloon(it) => Box::new(balloon(it)),
+            };
+            virtio.add(device, &name, workers)?;
         }
         let Virtio { mmio, slots, loops, .. } = virtio;
         let buses = Buses { ports, mmio: Arc::new(mmio) };
@@ -274,6 +270,16 @@ impl Machine {
     pub fn resume(&self) {
         self.handles.iter().for_each(VcpuHandle::run);
     }
+}
+
+fn disk(drive: &DriveSpec, file: File) -> Result<Block, MachineError> {
+    let block = Block::new(file, drive.id(), drive.is_read_only(), drive.cache());
+    let block = block.map_err(|source| MachineError::Drive { id: drive.id().into(), source })?;
+    Ok(block.with_queues(drive.queues()))
+}
+
+fn balloon(it: &BalloonSpec) -> Balloon {
+    Balloon::new(it.amount_mib(), it.deflate_on_oom(), it.free_page_reporting())
 }
 
 /// Puts virtio devices on the bus, one slot after the other.
