@@ -3,9 +3,10 @@
 //! Owns an epoll set, the workers in it and the channel on which transports hand them over. Refuses to end for any
 //! worker's sake: one that fails is cut off from its events and reported to its [`Owner`]; the others go on.
 //! Invariant: a worker does a bounded amount of work per event, and epoll reports level-triggered events in turn, so
-//! one device's storm delays another by at most one such amount per device. A worker whose calls may wait for the host
-//! runs on a loop of its own, and a deputy of it here ([`LoopHandle::watching`]): so that the loop that everybody hears
-//! from never waits.
+//! one device's storm delays another by at most one such amount per device. A descriptor that its worker does not want
+//! now is not in the epoll set at all: left in without events it would still report errors, for ever. A worker whose calls
+//! may wait for the host runs on a loop of its own, and a deputy of it here ([`LoopHandle::watching`]): so that the loop
+//! that everybody hears from never waits.
 
 mod deputy;
 
@@ -102,8 +103,16 @@ impl LoopHandle {
 struct Slot {
     worker: Box<dyn Worker>,
     owner: Arc<dyn Owner>,
-    registered: Vec<RawFd>,
+    watched: Vec<Watched>,
     draining: Option<Instant>,
+}
+
+/// One of a worker's descriptors.
+struct Watched {
+    token: Token,
+    fd: RawFd,
+    /// Whether it is in the epoll set.
+    armed: bool,
 }
 
 /// See the module.
@@ -155,10 +164,12 @@ impl EventLoop {
         let (key, token) = unpack(data);
         // An event may have been fetched together with the command that removed its worker.
         let Some(slot) = self.slots.get_mut(&key) else { return };
-        if slot.registered.is_empty() {
+        // Or together with the one after which the worker no longer wanted it.
+        if !slot.watched.iter().any(|watched| watched.token == token && watched.armed) {
             return;
         }
-        if let Err(error) = slot.worker.ready(token) {
+        let done = slot.worker.ready(token).and_then(|()| Self::arm(&self.epoll, key, slot));
+        if let Err(error) = done {
             Self::cut_off(&self.epoll, slot);
             slot.owner.failed(error);
         }
@@ -182,17 +193,33 @@ impl EventLoop {
     }
 
     fn adopt(&mut self, key: WorkerKey, worker: Box<dyn Worker>, owner: Arc<dyn Owner>) {
-        let mut slot = Slot { worker, owner, registered: Vec::new(), draining: None };
-        for (token, fd) in slot.worker.events().to_vec() {
-            let event = EpollEvent::new(EventSet::IN, pack(key, token));
-            if let Err(source) = self.epoll.ctl(ControlOperation::Add, fd, event) {
-                Self::cut_off(&self.epoll, &mut slot);
-                slot.owner.failed(DeviceError::Host { what: "watching a device's descriptors", source });
-                break;
-            }
-            slot.registered.push(fd);
+        let watched = |&(token, fd): &(Token, RawFd)| Watched { token, fd, armed: false };
+        let watched = worker.events().iter().map(watched).collect();
+        let mut slot = Slot { worker, owner, watched, draining: None };
+        if let Err(error) = Self::arm(&self.epoll, key, &mut slot) {
+            Self::cut_off(&self.epoll, &mut slot);
+            slot.owner.failed(error);
         }
         self.slots.insert(key, slot);
+    }
+
+    /// Makes the epoll set what the worker wants now. No system call where nothing has changed.
+    fn arm(epoll: &Epoll, key: WorkerKey, slot: &mut Slot) -> Result<(), DeviceError> {
+        for watched in &mut slot.watched {
+            let wanted = slot.worker.wants(watched.token);
+            if wanted == watched.armed {
+                continue;
+            }
+            let (operation, events) = match wanted {
+                true => (ControlOperation::Add, EventSet::IN),
+                false => (ControlOperation::Delete, EventSet::empty()),
+            };
+            epoll
+                .ctl(operation, watched.fd, EpollEvent::new(events, pack(key, watched.token)))
+                .map_err(DeviceError::host("watching a device's descriptors"))?;
+            watched.armed = wanted;
+        }
+        Ok(())
     }
 
     fn retry_drains(&mut self) {
@@ -219,9 +246,9 @@ impl EventLoop {
     }
 
     fn cut_off(epoll: &Epoll, slot: &mut Slot) {
-        for fd in slot.registered.drain(..) {
+        for watched in slot.watched.drain(..).filter(|watched| watched.armed) {
             // The descriptor is open (the worker lives) and was added: nothing is left that could fail.
-            let _ = epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default());
+            let _ = epoll.ctl(ControlOperation::Delete, watched.fd, EpollEvent::default());
         }
     }
 }

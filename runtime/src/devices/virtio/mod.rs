@@ -81,6 +81,12 @@ pub trait VirtioDevice: Send {
 pub trait Worker: Send {
     /// The descriptors that it waits for, level-triggered; constant for its life.
     fn events(&self) -> &[(Token, RawFd)];
+    /// Whether it wants to hear of `token`'s descriptor now; asked at the start and after each event. One that is not
+    /// wanted is not looked at, so data may wait in it without keeping the loop busy.
+    fn wants(&self, token: Token) -> bool {
+        let _ = token;
+        true
+    }
     /// One of them is readable. Does a bounded amount of work; if there is more, leaves a descriptor readable.
     fn ready(&mut self, token: Token) -> Result<(), DeviceError>;
     /// Ends what is in flight and gives the queues back, each with its index, or says that it is not done yet.

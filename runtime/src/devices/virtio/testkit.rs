@@ -145,6 +145,7 @@ pub(crate) struct Bench {
     pub(crate) dropped: Arc<AtomicU64>,
     notifiers: Arc<[EventFd]>,
     epoll: Epoll,
+    armed: Vec<Token>,
 }
 
 impl Bench {
@@ -176,11 +177,26 @@ impl Bench {
             dropped: Arc::clone(&dropped),
         };
         let worker = device.activate(activation).unwrap();
-        let epoll = Epoll::new().unwrap();
-        for &(Token(token), fd) in worker.events() {
-            epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token.into())).unwrap();
+        let (epoll, armed) = (Epoll::new().unwrap(), Vec::new());
+        let mut bench = Self { memory, rings, worker, bell, dropped, notifiers, epoll, armed };
+        bench.arm();
+        bench
+    }
+
+    /// Watches what the worker wants, as the event loop does.
+    fn arm(&mut self) {
+        for &(token, fd) in self.worker.events() {
+            let (wanted, armed) = (self.worker.wants(token), self.armed.contains(&token));
+            let (operation, events) = match wanted {
+                true => (ControlOperation::Add, EventSet::IN),
+                false => (ControlOperation::Delete, EventSet::empty()),
+            };
+            if wanted != armed {
+                self.epoll.ctl(operation, fd, EpollEvent::new(events, token.0.into())).unwrap();
+                self.armed.retain(|armed| *armed != token);
+                self.armed.extend(wanted.then_some(token));
+            }
         }
-        Self { memory, rings, worker, bell, dropped, notifiers, epoll }
     }
 
     pub(crate) fn kick(&self, queue: usize) {
@@ -192,7 +208,11 @@ impl Bench {
         let mut events = [EpollEvent::default(); 8];
         let count = self.epoll.wait(0, &mut events).unwrap();
         for event in &events[..count] {
-            self.worker.ready(Token(u32::try_from(event.data()).unwrap()))?;
+            let token = Token(u32::try_from(event.data()).unwrap());
+            if self.armed.contains(&token) {
+                self.worker.ready(token)?;
+                self.arm();
+            }
         }
         Ok(count)
     }

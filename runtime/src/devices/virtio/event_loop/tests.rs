@@ -11,14 +11,29 @@ struct Clerk {
     insatiable: bool,
     fails: bool,
     refusals: usize,
+    /// Events of the bell after which it is deaf to it.
+    patience: usize,
+    comfort: Option<EventFd>,
 }
+
+/// Gives a deaf clerk new patience.
+const COMFORT: Token = Token(9);
 
 impl Worker for Clerk {
     fn events(&self) -> &[(Token, RawFd)] {
         &self.events
     }
+    fn wants(&self, token: Token) -> bool {
+        token == COMFORT || self.patience > 0
+    }
     fn ready(&mut self, token: Token) -> Result<(), DeviceError> {
+        if token == COMFORT {
+            self.comfort.as_ref().unwrap().read().unwrap();
+            self.patience += 1;
+            return Ok(());
+        }
         assert_eq!(token, Token(7));
+        self.patience -= 1;
         if !self.insatiable {
             self.bell.read().unwrap();
         }
@@ -59,7 +74,16 @@ fn clerk() -> (Clerk, EventFd, Arc<AtomicUsize>) {
     let (other, served) = (bell.try_clone().unwrap(), Arc::new(AtomicUsize::new(0)));
     let events = vec![(Token(7), bell.as_raw_fd())];
     (
-        Clerk { events, bell, served: served.clone(), insatiable: false, fails: false, refusals: 0 },
+        Clerk {
+            events,
+            bell,
+            served: served.clone(),
+            insatiable: false,
+            fails: false,
+            refusals: 0,
+            patience: usize::MAX,
+            comfort: None,
+        },
         other,
         served,
     )
@@ -142,6 +166,36 @@ fn a_descriptor_that_cannot_be_watched_fails_its_worker_only() {
         handle.run(Box::new(good), Arc::new(Diary::default()));
         bell.write(1).unwrap();
         until(|| served.load(Ordering::SeqCst) == 1);
+    });
+}
+
+#[test]
+fn a_descriptor_that_is_not_wanted_is_left_alone_until_it_is() {
+    with_loop(|handle| {
+        let (mut moody, bell, served) = clerk();
+        let comfort = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        moody.comfort = Some(comfort.try_clone().unwrap());
+        moody.events.push((COMFORT, comfort.as_raw_fd()));
+        (moody.insatiable, moody.patience) = (true, 3);
+        let diary = Arc::new(Diary::default());
+        let key = handle.run(Box::new(moody), diary.clone());
+        bell.write(1).unwrap();
+        until(|| served.load(Ordering::SeqCst) == 3);
+        // It stays readable all the while: the other worker's rounds would show it being served.
+        let (calm, calm_bell, calm_served) = clerk();
+        handle.run(Box::new(calm), Arc::new(Diary::default()));
+        for round in 1..=100 {
+            calm_bell.write(1).unwrap();
+            until(|| calm_served.load(Ordering::SeqCst) == round);
+        }
+        assert_eq!(served.load(Ordering::SeqCst), 3);
+        for round in 4..=6 {
+            comfort.write(1).unwrap();
+            until(|| served.load(Ordering::SeqCst) == round);
+        }
+        handle.drain(key);
+        until(|| *diary.drained.lock().unwrap() == [1]);
+        assert!(diary.failures.lock().unwrap().is_empty());
     });
 }
 
