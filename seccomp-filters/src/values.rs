@@ -68,6 +68,9 @@ pub(crate) const SO_DOMAIN: u32 = 39;
 /// Set or clear `O_NONBLOCK`.
 pub(crate) const FIONBIO: u32 = 0x5421;
 
+/// Sets which unfinished frames a tap hands over: `_IOW('T', 208, unsigned int)` of linux/if_tun.h.
+pub(crate) const TUNSETOFFLOAD: u32 = 0x4004_54d0;
+
 /// Reads the API's version, 12 since 2007.
 pub(crate) const KVM_GET_API_VERSION: u32 = 0xae00;
 /// Makes a virtual machine.

@@ -5,14 +5,14 @@
 
 use crate::rule::Rule;
 use crate::tables::form::{any, is, is_long, when, within_int};
-use crate::values::{CLOEXEC_NONBLOCK, MADV_DONTNEED, MSG_FLAGS_RECEIVE};
+use crate::values::{CLOEXEC_NONBLOCK, MADV_DONTNEED, MSG_FLAGS_RECEIVE, TUNSETOFFLOAD};
 
 /// See the module.
 pub(crate) const RULES: &[Rule] = &[
     any("epoll_pwait", "the event loop waits"),
     any("epoll_ctl", "a connection's interest changes, begins and ends"),
     any("read", "eventfds; a connection"),
-    any("readv", "from a connection into guest memory"),
+    any("readv", "from a connection or a tap into guest memory"),
     when(
         "recvfrom",
         &[within_int(3, MSG_FLAGS_RECEIVE), is_long(4, 0)],
@@ -23,6 +23,11 @@ pub(crate) const RULES: &[Rule] = &[
     when("accept4", &[within_int(3, CLOEXEC_NONBLOCK)], "a host program connects to the vsock listener"),
     any("shutdown", "one direction of a connection ends"),
     when("madvise", &[is(2, MADV_DONTNEED)], "memory in the balloon goes back to the host; no other advice"),
+    when(
+        "ioctl",
+        &[is(1, TUNSETOFFLOAD)],
+        "a tap is told what the guest's driver takes, where that is not everything",
+    ),
     any("timerfd_settime", "a deadline of a connection or of a drain"),
     any(
         "getrandom",

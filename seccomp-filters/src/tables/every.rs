@@ -39,7 +39,7 @@ pub(crate) const RULES: &[Rule] = &[
     any("rt_sigreturn", "return from a handler"),
     any("sigaltstack", "Rust's runtime takes a thread's signal stack down at its end"),
     any("write", "eventfds; the console; the last words of a bug"),
-    any("writev", "Rust's panic message on standard error"),
+    any("writev", "Rust's panic message on standard error; a guest's frame into a tap"),
     when(
         "sendto",
         &[within_int(3, MSG_FLAGS_SEND), is_long(4, 0)],

@@ -169,5 +169,6 @@ fn flags_are_the_c_librarys() {
     assert_eq!(CLOEXEC_NONBLOCK, word(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK));
     assert_eq!(CLOEXEC_NONBLOCK, word(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK));
     // `unsigned long` in one C library, `int` in another.
+    assert_eq!(i128::from(TUNSETOFFLOAD), i128::from(libc::TUNSETOFFLOAD));
     assert_eq!(i128::from(FIONBIO), i128::from(libc::FIONBIO));
 }

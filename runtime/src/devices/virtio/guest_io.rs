@@ -198,6 +198,52 @@ impl<'m> GuestIo<'m> {
         self.finish(result)
     }
 
+    /// Reads one frame (readv): its first bytes into `head`, then into guest memory, and what has no room there into
+    /// `rest`. Returns the frame's bytes, at most what all three hold. What came into guest memory is no longer left.
+    pub fn read_frame(
+        &mut self,
+        file: BorrowedFd<'_>,
+        head: &mut [u8],
+        rest: &mut [u8],
+    ) -> io::Result<usize> {
+        let (pieces, _) = self.list();
+        let mut list = Vec::with_capacity(pieces.len() + 2);
+        list.push(libc::iovec { iov_base: head.as_mut_ptr().cast(), iov_len: head.len() });
+        list.extend(pieces.into_iter().take(MAX_PIECES - 2));
+        list.push(libc::iovec { iov_base: rest.as_mut_ptr().cast(), iov_len: rest.len() });
+        let count = libc::c_int::try_from(list.len()).unwrap_or(0);
+        // SAFETY: `list` holds the two slices, which are borrowed for the call, and between them addresses and lengths of
+        // guest memory that is mapped for 'm (the module's invariant).
+        #[expect(unsafe_code, reason = "guest memory is no Rust slice, and only slices have a safe readv")]
+        let result = unsafe { libc::readv(file.as_raw_fd(), list.as_ptr(), count) };
+        let total = usize::try_from(result).map_err(|_| io::Error::last_os_error())?;
+        self.advance(total.saturating_sub(head.len()).min(self.bytes));
+        Ok(total)
+    }
+
+    /// Writes one frame (writev): `head`, which nobody can change any more, and then all that is left of guest memory,
+    /// in at most 1023 pieces.
+    pub fn write_frame(&mut self, file: BorrowedFd<'_>, head: &[u8]) -> io::Result<usize> {
+        let (pieces, _) = self.list();
+        let mut list = Vec::with_capacity(pieces.len() + 1);
+        list.push(libc::iovec { iov_base: head.as_ptr().cast_mut().cast(), iov_len: head.len() });
+        list.extend(pieces);
+        let count = libc::c_int::try_from(list.len()).unwrap_or(0);
+        // SAFETY: `list` holds `head`, which the kernel only reads, and addresses and lengths of guest memory that is
+        // mapped for 'm (the module's invariant). One piece too many is refused by the kernel.
+        #[expect(unsafe_code, reason = "guest memory is no Rust slice, and only slices have a safe writev")]
+        let result = unsafe { libc::writev(file.as_raw_fd(), list.as_ptr(), count) };
+        let total = usize::try_from(result).map_err(|_| io::Error::last_os_error())?;
+        self.advance(total.saturating_sub(head.len()));
+        Ok(total)
+    }
+
+    /// How many pieces are left.
+    #[must_use]
+    pub fn pieces(&self) -> usize {
+        self.pieces.len() - self.first
+    }
+
     fn list(&self) -> (Vec<libc::iovec>, libc::c_int) {
         let list: Vec<_> = self.pieces[self.first..]
             .iter()

@@ -11,6 +11,7 @@ pub mod entropy;
 pub mod event_loop;
 pub mod guest_io;
 pub mod mmio;
+pub mod net;
 pub mod queue;
 mod service;
 #[cfg(test)]
@@ -41,6 +42,8 @@ pub const FEATURE_INDIRECT: u64 = 1 << virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum DeviceKind {
+    /// A network card (5.1).
+    Net = virtio_ids::VIRTIO_ID_NET,
     /// A disk (5.2).
     Block = virtio_ids::VIRTIO_ID_BLOCK,
     /// A source of random bytes (5.4).

@@ -1,0 +1,108 @@
+//! virtio-net (virtio 1.2, 5.1) over a tap: one queue to receive, one to transmit.
+//!
+//! Owns configuration and features; the worker has the queues, `header` and `policy` the judgement of what the guest
+//! sends. Refuses frames with another source address than the device's, frames longer than the device says, headers
+//! that would make the host write outside or elsewhere than into a checksum, and all that no rule allows. Invariant:
+//! what was judged is what is sent: the judged bytes are a copy that the guest cannot reach.
+
+#[cfg(test)]
+mod frames;
+mod header;
+pub mod policy;
+mod receive;
+mod tap;
+mod transmit;
+mod worker;
+
+use super::{
+    ActivateError, Activation, DeviceKind, FEATURE_EVENT_IDX, FEATURE_INDIRECT, VirtioDevice, Worker,
+    read_from,
+};
+use husk_protocol::network::Mac;
+use policy::Policy;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use tap::Tap;
+use virtio_bindings::virtio_net as net;
+
+/// Descriptors in each queue: as many mergeable buffers of a page's size as a few of the largest frames take.
+const QUEUE_SIZE: u16 = 256;
+/// Bytes of `virtio_net_hdr_v1`, which the tap is set to.
+const HEADER_BYTES: usize = 12;
+/// Bytes of an Ethernet header.
+const ETHERNET_BYTES: usize = 14;
+/// Longest frame without its virtio header: the largest IP packet behind an Ethernet header.
+const LONGEST_FRAME: usize = 65_535 + ETHERNET_BYTES;
+/// Up to and with `mtu` of `virtio_net_config`.
+const CONFIG_BYTES: usize = 12;
+
+const fn bit(feature: u32) -> u64 {
+    1 << feature
+}
+
+/// What a driver that takes everything sends and receives.
+const FEATURES: u64 = FEATURE_EVENT_IDX
+    | FEATURE_INDIRECT
+    | bit(net::VIRTIO_NET_F_MAC)
+    | bit(net::VIRTIO_NET_F_MTU)
+    | bit(net::VIRTIO_NET_F_CSUM)
+    | bit(net::VIRTIO_NET_F_GUEST_CSUM)
+    | bit(net::VIRTIO_NET_F_HOST_TSO4)
+    | bit(net::VIRTIO_NET_F_HOST_TSO6)
+    | bit(net::VIRTIO_NET_F_GUEST_TSO4)
+    | bit(net::VIRTIO_NET_F_GUEST_TSO6)
+    | bit(net::VIRTIO_NET_F_MRG_RXBUF);
+
+/// What both directions need to know.
+#[derive(Debug)]
+struct Card {
+    tap: Tap,
+    mac: Mac,
+    mtu: u16,
+    policy: Policy,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Net {
+    card: Arc<Card>,
+    config: [u8; CONFIG_BYTES],
+}
+
+impl Net {
+    /// The card with address `mac` on `tap`: open without waiting, in the mode `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`,
+    /// with a virtio header of 12 bytes, checksum and TCP segmentation offload on. `mtu` in bytes, without Ethernet's header.
+    #[must_use]
+    pub fn new(tap: OwnedFd, mac: Mac, mtu: u16, policy: Policy) -> Self {
+        let mut config = [0; CONFIG_BYTES];
+        config[..6].copy_from_slice(&mac);
+        // 6..10: a status and a number of queue pairs that are not offered.
+        config[10..12].copy_from_slice(&mtu.to_le_bytes());
+        Self { card: Arc::new(Card { tap: Tap::new(tap), mac, mtu, policy }), config }
+    }
+}
+
+impl VirtioDevice for Net {
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Net
+    }
+
+    fn features(&self) -> u64 {
+        FEATURES
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE, QUEUE_SIZE]
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_from(&self.config, offset, data);
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<Box<dyn Worker>, ActivateError> {
+        Ok(Box::new(worker::NetWorker::new(activation, self.card.clone())?))
+    }
+}
+
+#[cfg(test)]
+mod tests;
