@@ -3,6 +3,7 @@
 
 use crate::channel::ChannelError;
 use crate::identity::IdentityError;
+use crate::network::NetworkError;
 use crate::root::RootError;
 use crate::stream::Overrun;
 use husk_protocol::exec::{EncodeError, Frame};
@@ -28,6 +29,9 @@ pub enum ServeError {
     /// The root or a drive.
     #[error(transparent)]
     Root(#[from] RootError),
+    /// The network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// The identity.
     #[error(transparent)]
     Identity(#[from] IdentityError),

@@ -5,7 +5,7 @@
 //! processes that it starts: they inherit no descriptor of it, and nothing that they do blocks it.
 //!
 //! Read in this order: [`init`] (before and after the loop), `server` (the loop), `session` and `stream` (a command),
-//! `command` and `spawn` (its start), `ending` and `unmount` (the end); `root`, `disk`, `mounts`, `identity` set the
+//! `command` and `spawn` (its start), `ending` and `unmount` (the end); `root`, `disk`, `mounts`, `network`, `identity` set the
 //! machine up.
 
 mod accounts;
@@ -18,6 +18,7 @@ mod fault;
 mod identity;
 pub mod init;
 mod mounts;
+mod network;
 mod poll;
 mod root;
 mod server;

@@ -6,13 +6,14 @@ use crate::channel::Channel;
 use crate::ending::{Cause, Ending, Stage};
 use crate::fault::ServeError;
 use crate::identity;
+use crate::network;
 use crate::poll::{Events, Poll, Slot, Token, Watch};
 use crate::root::{self, WritableDrive};
 use crate::session::Session;
 use crate::spawn::setup;
 use crate::sys;
 use husk_protocol::exec::{
-    EncodeError, Exec, Frame, GuestHello, Hello, Identity, MAX_SESSIONS, Mounts, Stream, VERSION,
+    EncodeError, Exec, Frame, GuestHello, Hello, Identity, MAX_SESSIONS, Mounts, Network, Stream, VERSION,
 };
 use rustix::buffer::spare_capacity;
 use rustix::fd::OwnedFd;
@@ -39,6 +40,7 @@ pub(crate) enum Place {
 struct Agreed {
     hello: bool,
     mounts: bool,
+    network: bool,
     identity: bool,
 }
 
@@ -137,6 +139,7 @@ impl Server {
         match frame {
             Frame::Hello(hello) => self.greet(&hello),
             Frame::Mounts(mounts) => self.mount(&mounts),
+            Frame::Network(network) => self.network(&network),
             Frame::Identity(identity) => self.identify(&identity),
             Frame::Exec(id, exec) => self.execute(id, &exec),
             Frame::Data(id, Stream::Stdin, bytes) => self.with(id, |session| Ok(session.push(&bytes)?)),
@@ -189,6 +192,18 @@ impl Server {
         }
         self.agreed.mounts = true;
         self.say_ready()
+    }
+
+    fn network(&mut self, network: &Network) -> Result<(), ServeError> {
+        if self.agreed.network || !self.agreed.mounts || self.agreed.identity {
+            let why = "came twice, or not between Mounts and Identity";
+            return Err(ServeError::Order { frame: "Network", why });
+        }
+        if self.place == Place::Guest {
+            network::configure(network)?;
+        }
+        self.agreed.network = true;
+        Ok(())
     }
 
     fn identify(&mut self, identity: &Identity) -> Result<(), ServeError> {

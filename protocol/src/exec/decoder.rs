@@ -86,6 +86,7 @@ fn decode(kind: u8, session: u32, payload: &[u8]) -> Result<Frame, DecodeError> 
         kind::HELLO => Frame::Hello(body(kind, payload)?),
         kind::GUEST_HELLO => Frame::GuestHello(body(kind, payload)?),
         kind::MOUNTS => Frame::Mounts(body(kind, payload)?),
+        kind::NETWORK => Frame::Network(body(kind, payload)?),
         kind::IDENTITY => Frame::Identity(body(kind, payload)?),
         kind::READY => empty(kind, payload, Frame::Ready)?,
         kind::FATAL => Frame::Fatal(String::from_utf8_lossy(payload).into_owned()),

@@ -2,6 +2,7 @@
 
 use super::MAX_PAYLOAD;
 use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
 
 /// Bytes of a frame's header: payload length (`u32`), kind (`u8`), three zero bytes, session (`u32`); little-endian.
 pub const HEADER_BYTES: usize = 12;
@@ -29,6 +30,8 @@ pub enum Frame {
     GuestHello(GuestHello),
     /// Host: what the guest's file system is made of. Once.
     Mounts(Mounts),
+    /// Host: what is done with the network card. At most once, between `Mounts` and `Identity`.
+    Network(Network),
     /// Host: who this guest is. Before any exec, and again after a fork.
     Identity(Identity),
     /// Guest: mounted, and the identity taken on.
@@ -109,6 +112,21 @@ pub struct DriveMount {
     pub target: String,
     /// Mounted read-only.
     pub read_only: bool,
+}
+
+/// What is done with a network card.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// The card's Ethernet address.
+    pub mac: [u8; 6],
+    /// Largest packet in bytes.
+    pub mtu: u32,
+    /// Its addresses, each with the length of its network's prefix in bits.
+    pub addresses: Vec<(IpAddr, u8)>,
+    /// Routers to everywhere, at most one a family.
+    pub gateways: Vec<IpAddr>,
+    /// Name servers for /etc/resolv.conf; none: the file stays as it is.
+    pub dns: Vec<IpAddr>,
 }
 
 /// Who this guest is. Two forks of one snapshot must differ in it.
@@ -235,6 +253,7 @@ pub(super) mod kind {
     pub(crate) const EXIT: u8 = 17;
     pub(crate) const SHUTDOWN: u8 = 18;
     pub(crate) const REPORT: u8 = 19;
+    pub(crate) const NETWORK: u8 = 20;
 }
 
 impl Stream {
@@ -268,6 +287,7 @@ impl Frame {
             Self::Hello(it) => put(out, kind::HELLO, 0, it),
             Self::GuestHello(it) => put(out, kind::GUEST_HELLO, 0, it),
             Self::Mounts(it) => put(out, kind::MOUNTS, 0, it),
+            Self::Network(it) => put(out, kind::NETWORK, 0, it),
             Self::Identity(it) => put(out, kind::IDENTITY, 0, it),
             Self::Ready => put_raw(out, kind::READY, 0, &[]),
             Self::Fatal(message) => put_raw(out, kind::FATAL, 0, message.as_bytes()),
@@ -292,6 +312,7 @@ impl Frame {
             Self::Hello(_) => "Hello",
             Self::GuestHello(_) => "GuestHello",
             Self::Mounts(_) => "Mounts",
+            Self::Network(_) => "Network",
             Self::Identity(_) => "Identity",
             Self::Ready => "Ready",
             Self::Fatal(_) => "Fatal",

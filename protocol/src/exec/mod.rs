@@ -17,7 +17,7 @@ mod frame;
 pub use decoder::{DecodeError, Decoder};
 pub use frame::{
     DriveMount, EncodeError, Exec, ExecFailure, ExecFailureKind, Exit, Frame, GuestHello, GuestReport,
-    HEADER_BYTES, Hello, Identity, Mounts, RootMount, Stream, User, WindowSize,
+    HEADER_BYTES, Hello, Identity, Mounts, Network, RootMount, Stream, User, WindowSize,
 };
 
 /// vsock port on the host (CID 2) that guest-init connects to.

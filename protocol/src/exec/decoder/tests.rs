@@ -14,6 +14,13 @@ fn examples() -> Vec<Frame> {
                 read_only: false,
             }],
         }),
+        Frame::Network(Network {
+            mac: [2; 6],
+            mtu: 1500,
+            addresses: vec![("10.0.0.2".parse().unwrap(), 24), ("fd00::2".parse().unwrap(), 64)],
+            gateways: vec!["10.0.0.1".parse().unwrap()],
+            dns: vec!["fd00::53".parse().unwrap()],
+        }),
         Frame::Identity(Identity { hostname: "a".into(), realtime_ns: 7, entropy: [9; 32] }),
         Frame::Ready,
         Frame::Fatal("no root".into()),
