@@ -28,13 +28,15 @@ mod signals;
 mod spawn;
 mod state;
 mod sys;
+mod tap;
 mod terminal;
 mod text;
 mod timeline;
 mod units;
 mod vsock;
 
-pub use options::{BOOT_TIMEOUT, DriveOption, Options};
+pub use husk_protocol::network::{AllowRule, GuestAddress};
+pub use options::{BOOT_TIMEOUT, DriveOption, NetworkOption, Options};
 pub use outcome::Outcome;
 pub use report::{Report, Resources};
 pub use sandbox::Sandbox;

@@ -3,7 +3,9 @@
 //! Owns no resource. Refuses nothing itself: `plan` does. Invariant: every field is what the caller said, or `None`
 //! where he said nothing, so that a configuration file can stand below it.
 
+use husk_protocol::network::{AllowRule, GuestAddress};
 use std::ffi::OsString;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -51,6 +53,8 @@ pub struct Options {
     pub drives: Vec<DriveOption>,
     /// A machine in Firecracker's JSON, below everything else that is said here.
     pub config: Option<PathBuf>,
+    /// The network; `None`: none but loopback, unless the configuration has cards.
+    pub network: Option<NetworkOption>,
     /// Path of the unix socket for connections between host programs and guest ports.
     pub vsock: Option<PathBuf>,
     /// The guest gets random bytes from the host.
@@ -81,11 +85,27 @@ impl Default for Options {
             console: false,
             drives: Vec::new(),
             config: None,
+            network: None,
             vsock: None,
             entropy: false,
             command: Vec::new(),
         }
     }
+}
+
+/// A network card and what the guest does with it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NetworkOption {
+    /// Name of the tap on the host.
+    pub tap: String,
+    /// Where the guest may send to; empty: nowhere.
+    pub allow: Vec<AllowRule>,
+    /// The guest's addresses, from which alone it may send; empty: it gets none, and may send from any.
+    pub addresses: Vec<GuestAddress>,
+    /// Where the guest sends what is not for its own networks; at most one a family.
+    pub gateways: Vec<IpAddr>,
+    /// Name servers, for /etc/resolv.conf; they need a rule as well.
+    pub dns: Vec<IpAddr>,
 }
 
 /// A drive and where the guest mounts it.

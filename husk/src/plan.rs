@@ -4,10 +4,14 @@
 //! which it was given, every value that cannot be. Invariant: a [`Plan`] names only descriptors that its caller has put
 //! into the list, in the order of the list.
 
-use crate::options::Options;
-use husk_protocol::exec::{DriveMount, Exec, Mounts, RootMount, User, WindowSize};
-use husk_protocol::spec::{BootProtocol, CacheType, FileRef, HugePages, RawDrive, RawMachineConfig, RawSpec};
+use crate::options::{NetworkOption, Options};
+use husk_protocol::exec::{DriveMount, Exec, Mounts, Network, RootMount, User, WindowSize};
+use husk_protocol::network::{MAX_ADDRESSES, MAX_RULES, Mac, format_mac};
+use husk_protocol::spec::{
+    BootProtocol, CacheType, FileRef, HugePages, RawDrive, RawMachineConfig, RawNetwork, RawSpec,
+};
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::os::unix::ffi::OsStrExt;
 
 /// Most vCPUs.
@@ -24,6 +28,10 @@ const LONGEST_DRIVE_ID: usize = 20;
 const LONGEST_BOOT_ARGS: usize = 1024;
 /// The root's drive id.
 const ROOT: &str = "husk-root";
+/// The id of the options' network card.
+const CARD: &str = "husk-net";
+/// Most name servers; the C library heeds no more.
+const MOST_DNS: usize = 3;
 /// Memory that a guest needs beside kernel and initrd, at least, in MiB.
 const WORKING_MEMORY_MIB: u64 = 4;
 
@@ -75,9 +83,15 @@ pub(crate) enum PlanError {
         "drive_id {0:?} is not allowed or not unique; letters, digits, - and _, 1 to {LONGEST_DRIVE_ID}, each once"
     )]
     DriveId(String),
+    /// A card of the configuration without a tap.
+    #[error("config: network-interfaces[{0}].host_dev_name is missing; the name of a tap is needed")]
+    NoTap(usize),
+    /// A network option that does not fit the others.
+    #[error("{0}")]
+    Network(String),
     /// Too many drives.
     #[error(
-        "{0} devices are asked for (drives, root, vsock, entropy and balloon); at most {MOST_DEVICES} are possible"
+        "{0} devices are asked for (drives, root, network, vsock, entropy and balloon); at most {MOST_DEVICES} are possible"
     )]
     Devices(usize),
     /// Kernel and initrd do not fit.
@@ -116,6 +130,8 @@ pub(crate) struct Places {
     pub(crate) root: u32,
     /// Drives of the configuration, then those of the options.
     pub(crate) drives: Vec<u32>,
+    /// Taps of the configuration, then that of the options, each with its MTU in bytes and an address of its own.
+    pub(crate) taps: Vec<(u32, u64, Mac)>,
     pub(crate) exec: u32,
     pub(crate) listener: Option<u32>,
     pub(crate) console: Option<u32>,
@@ -146,6 +162,10 @@ pub(crate) fn machine(options: &Options, base: &RawSpec) -> Result<RawSpec, Plan
     let prefault = spec.placement.as_ref().is_some_and(|placement| placement.prefault);
     if spec.machine_config.huge_pages != HugePages::None && !prefault {
         spec.placement.get_or_insert_default().prefault = true;
+    }
+    if let Some(option) = &options.network {
+        check_network(option)?;
+        spec.network_interfaces.push(card(option));
     }
     check_drives(options, &spec)?;
     check_balloon(&spec)?;
@@ -248,7 +268,13 @@ fn check_base(base: &RawSpec) -> Result<(), PlanError> {
     let files = [Some(&base.boot_source.kernel_image_path), base.boot_source.initrd_path.as_ref()];
     let drives = base.drives.iter().map(|drive| &drive.path_on_host);
     let socket = base.vsock.as_ref().and_then(|vsock| vsock.uds_path.as_ref());
-    let mut all = files.into_iter().flatten().chain(drives).chain(socket);
+    let cards = base.network_interfaces.iter();
+    if let Some(index) = cards.clone().position(|card| card.tap.is_none() && card.host_dev_name.is_none()) {
+        return Err(PlanError::NoTap(index));
+    }
+    let taps = cards.filter_map(|card| card.tap.as_ref());
+    key(taps.clone().any(|tap| matches!(tap, FileRef::Path(_))), "tap", "name the tap in host_dev_name")?;
+    let mut all = files.into_iter().flatten().chain(drives).chain(socket).chain(taps);
     key(all.any(|file| matches!(file, FileRef::Fd(_))), "{\"fd\": N}", "give the file's path")
 }
 
@@ -268,7 +294,7 @@ fn check_drives(options: &Options, spec: &RawSpec) -> Result<(), PlanError> {
     // The root replaces the configuration's root device, if it has one; the vsock device carries the exec channel.
     let data = spec.drives.iter().filter(|drive| !drive.is_root_device).count();
     let others = usize::from(spec.entropy.is_some()) + usize::from(spec.balloon.is_some());
-    let devices = 1 + data + options.drives.len() + 1 + others;
+    let devices = 1 + data + options.drives.len() + spec.network_interfaces.len() + 1 + others;
     if devices > MOST_DEVICES { Err(PlanError::Devices(devices)) } else { Ok(()) }
 }
 
@@ -282,6 +308,52 @@ fn check_mount_point(target: &str) -> Result<(), PlanError> {
         return Err(PlanError::MountPoint(crate::text::line(target)));
     }
     Ok(())
+}
+
+/// The card of the options.
+fn card(option: &NetworkOption) -> RawNetwork {
+    RawNetwork {
+        iface_id: CARD.to_owned(),
+        host_dev_name: Some(option.tap.clone()),
+        allow: option.allow.iter().map(ToString::to_string).collect(),
+        guest_ip: option.addresses.iter().map(|address| address.0.to_string()).collect(),
+        ..RawNetwork::default()
+    }
+}
+
+fn check_network(option: &NetworkOption) -> Result<(), PlanError> {
+    let wrong = |text: String| Err(PlanError::Network(text));
+    let most = [
+        ("--allow", option.allow.len(), MAX_RULES),
+        ("--guest-ip", option.addresses.len(), MAX_ADDRESSES),
+        ("--dns", option.dns.len(), MOST_DNS),
+    ];
+    if let Some((name, count, most)) = most.into_iter().find(|(_, count, most)| count > most) {
+        return wrong(format!("{name} is given {count} times; at most {most} are possible"));
+    }
+    for (index, gateway) in option.gateways.iter().enumerate() {
+        let near = option.addresses.iter().any(|address| address.0.contains(*gateway));
+        let link = matches!(gateway, IpAddr::V6(it) if it.is_unicast_link_local())
+            && option.addresses.iter().any(|address| address.0.address.is_ipv6());
+        if !(near || link) {
+            return wrong(format!("--gateway {gateway} is in no network of --guest-ip"));
+        }
+        if option.gateways[..index].iter().any(|other| other.is_ipv6() == gateway.is_ipv6()) {
+            return wrong(format!("--gateway {gateway} is the second of its family; one is possible"));
+        }
+    }
+    Ok(())
+}
+
+/// What the guest does with the options' card, which got `mac` and `mtu`.
+pub(crate) fn network(option: &NetworkOption, mac: Mac, mtu: u64) -> Network {
+    Network {
+        mac,
+        mtu: u32::try_from(mtu).unwrap_or(u32::MAX),
+        addresses: option.addresses.iter().map(|it| (it.0.address, it.0.bits)).collect(),
+        gateways: option.gateways.clone(),
+        dns: option.dns.clone(),
+    }
 }
 
 /// Id of the `index`-th drive of the options.
@@ -332,6 +404,12 @@ pub(crate) fn with_files(mut spec: RawSpec, options: &Options, places: &Places) 
     let drives =
         data.chain(mounted).zip(files).map(|(drive, path_on_host)| RawDrive { path_on_host, ..drive });
     spec.drives = std::iter::once(root).chain(drives).collect();
+    for (card, &(place, mtu, mac)) in spec.network_interfaces.iter_mut().zip(&places.taps) {
+        card.host_dev_name = None;
+        card.tap = Some(FileRef::Fd(place));
+        card.mtu.get_or_insert(mtu);
+        card.guest_mac.get_or_insert_with(|| format_mac(mac));
+    }
     if let Some(listener) = places.listener {
         let vsock = spec.vsock.get_or_insert(husk_protocol::spec::RawVsock {
             guest_cid: 3,

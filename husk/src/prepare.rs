@@ -13,9 +13,12 @@ use crate::options::Options;
 use crate::pack::{PackError, Packer, usual_cache};
 use crate::plan::{self, Places, PlanError};
 use crate::signals::Signals;
+use crate::tap::{self, TapError};
 use crate::vsock::{Listener, VsockError};
 use husk_protocol::control::Fault;
-use husk_protocol::spec::{FileRef, HugePages, RawSpec};
+use husk_protocol::exec::Network;
+use husk_protocol::network::Mac;
+use husk_protocol::spec::{FileRef, HugePages, RawNetwork, RawSpec};
 use rustix::fs::OFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -47,11 +50,14 @@ pub(crate) enum PrepareError {
     /// A file in memory.
     #[error(transparent)]
     Memory(#[from] MemoryFileError),
+    /// A tap.
+    #[error(transparent)]
+    Tap(#[from] TapError),
     /// The vsock socket.
     #[error(transparent)]
     Vsock(#[from] VsockError),
     /// No descriptors.
-    #[error("no pipe or socket can be made: {0}")]
+    #[error("no pipe, socket or random number can be had: {0}")]
     Descriptors(std::io::Error),
 }
 
@@ -62,6 +68,7 @@ impl PrepareError {
         match self {
             Self::Plan(_) | Self::Config(_) | Self::Vsock(_) => Fault::Operator,
             Self::Host(error) => error.fault(),
+            Self::Tap(error) => error.fault(),
             Self::Image(error) => error.fault(),
             Self::Pack(error) => error.fault(),
             Self::Asset(_) | Self::Memory(_) | Self::Descriptors(_) => Fault::Host,
@@ -89,6 +96,8 @@ pub(crate) struct Prepared {
     pub(crate) listener: Option<Listener>,
     /// Path of the vsock socket.
     pub(crate) vsock: Option<PathBuf>,
+    /// What the guest does with its network card.
+    pub(crate) network: Option<Network>,
 }
 
 /// How preparing may go about it.
@@ -129,6 +138,10 @@ pub(crate) fn prepare(options: &Options, manner: Manner<'_>) -> Result<Prepared,
     let root = files.add(open_root(options, &base, manner)?);
     let drives = open_drives(options, &base, &mut files)?;
 
+    let taps = open_taps(&spec, &mut files)?;
+    // The options' card is the last.
+    let network = options.network.as_ref().zip(taps.last());
+    let network = network.map(|(option, &(_, mtu, mac))| plan::network(option, mac, mtu));
     let (channel, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     let exec = files.add(theirs);
     let vsock = options.vsock.clone().or_else(|| configured_socket(&base));
@@ -150,9 +163,9 @@ pub(crate) fn prepare(options: &Options, manner: Manner<'_>) -> Result<Prepared,
         false => (None, None),
     };
     let places =
-        Places { kernel, own_kernel, initrd, root, drives, exec, listener: listening, console: output };
+        Places { kernel, own_kernel, initrd, root, drives, taps, exec, listener: listening, console: output };
     let spec = plan::with_files(spec, options, &places);
-    Ok(Prepared { spec, files: files.0, jailer, runtime, channel, console, listener, vsock })
+    Ok(Prepared { spec, files: files.0, jailer, runtime, channel, console, listener, vsock, network })
 }
 
 fn check_host(spec: &RawSpec) -> Result<(), HostError> {
@@ -208,6 +221,19 @@ fn open_root(options: &Options, base: &RawSpec, manner: Manner<'_>) -> Result<Fi
     image.check_file_system()?;
     image.lock(false)?;
     Ok(image.file)
+}
+
+/// The tap of each card, with its MTU in bytes and an Ethernet address that nobody else is likely to have.
+fn open_taps(spec: &RawSpec, files: &mut Files) -> Result<Vec<(u32, u64, Mac)>, PrepareError> {
+    let open = |card: &RawNetwork| {
+        let tap = tap::open(card.host_dev_name.as_deref().unwrap_or_default())?;
+        let mut mac = Mac::default();
+        crate::state::random(&mut mac).map_err(PrepareError::Descriptors)?;
+        // A single card's (bit 0), by nobody's order but ours (bit 1).
+        mac[0] = mac[0] & !1 | 2;
+        Ok((files.add(tap.file), tap.mtu, mac))
+    };
+    spec.network_interfaces.iter().map(open).collect()
 }
 
 /// The configuration's drives, whatever is on them, then those that the guest is told to mount.

@@ -6,7 +6,7 @@
 use crate::cgroup::Hierarchies;
 use crate::control::{self, ControlError};
 use crate::gc::{self, Collected};
-use crate::options::{DriveOption, Options};
+use crate::options::{DriveOption, NetworkOption, Options};
 use crate::outcome::{Evidence, Outcome, judge};
 use crate::pack::PackError;
 use crate::plan;
@@ -20,7 +20,7 @@ use crate::state::{Record, Registration, State, StateError, check_id, random, ra
 use crate::terminal::{self, RawTerminal, TerminalError};
 use crate::timeline::{Timeline, now_ns, realtime_ns};
 use husk_protocol::control::{Fault, Stage, ToCell};
-use husk_protocol::exec::{Frame, Hello, Identity, VERSION, WindowSize};
+use husk_protocol::exec::{Frame, Hello, Identity, Network, VERSION, WindowSize};
 use std::ffi::OsString;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -145,6 +145,13 @@ impl<'a> Sandbox<'a> {
         self
     }
 
+    /// The network card; without it the guest has none.
+    #[must_use]
+    pub fn network(mut self, network: NetworkOption) -> Self {
+        self.options.network = Some(network);
+        self
+    }
+
     /// Signals that end the sandbox, or are passed on. Without them the caller's own handling stands.
     #[must_use]
     pub fn signals(mut self, signals: &'a Signals) -> Self {
@@ -219,7 +226,7 @@ impl<'a> Sandbox<'a> {
         drop(files);
         drop(prepared.files);
         let mut session = Session::new(prepared.channel, streams.stdio, prepared.console.is_some())?;
-        self.say_everything(&mut session, &place.registration.id, streams.size)?;
+        self.say_everything(&mut session, &place.registration.id, streams.size, prepared.network)?;
         let terminal = match (streams.size, streams.stdio.stdin) {
             (Some(_), Some(stdin)) => Some(RawTerminal::new(stdin)?),
             _ => None,
@@ -252,6 +259,7 @@ impl<'a> Sandbox<'a> {
         session: &mut Session<'_>,
         id: &str,
         terminal: Option<WindowSize>,
+        network: Option<Network>,
     ) -> Result<(), SandboxError> {
         let mut entropy = [0; 32];
         random(&mut entropy).map_err(StateError::Random)?;
@@ -259,6 +267,9 @@ impl<'a> Sandbox<'a> {
         let term = std::env::var("TERM").ok();
         session.say(&Frame::Hello(Hello { version: VERSION, features: 0 }))?;
         session.say(&Frame::Mounts(plan::mounts(&self.options)))?;
+        if let Some(network) = network {
+            session.say(&Frame::Network(network))?;
+        }
         session.say(&Frame::Identity(identity))?;
         session.say(&Frame::Exec(SESSION, plan::exec(&self.options, terminal, term.as_deref())))?;
         Ok(())

@@ -1,4 +1,4 @@
-//! System calls that rustix has no safe function for: signal masks, signalfd, wait4.
+//! System calls that rustix has no safe function for: signal masks, signalfd, wait4, taps.
 //!
 //! Owns no state. Refuses nothing: errors are the kernel's. Invariant: every call here hands the kernel either plain
 //! numbers or pointers to live, correctly sized locals.
@@ -143,4 +143,63 @@ pub(crate) fn send_signal(pidfd: std::os::fd::BorrowedFd<'_>, number: i32) -> io
         )
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// `struct ifreq` with the name of an interface that is at most 15 bytes long.
+#[expect(unsafe_code, reason = "a C structure with a union")]
+fn request(name: &str) -> libc::ifreq {
+    // SAFETY: all-zero bytes are a valid ifreq: a name of NULs and a union of integers.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    let room = request.ifr_name.len() - 1;
+    for (to, from) in request.ifr_name[..room].iter_mut().zip(name.bytes()) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    request
+}
+
+/// Makes an open /dev/net/tun the end of tap `name`, which is made if it is not there: frames with virtio headers.
+#[expect(unsafe_code, reason = "an ioctl without a safe wrapper")]
+pub(crate) fn attach_tap(tun: std::os::fd::BorrowedFd<'_>, name: &str) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    let mut request = request(name);
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).unwrap_or(0);
+    // SAFETY: `request` is an ifreq that lives through the call; its name is terminated.
+    let result = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Sets an attached tap to virtio 1's header of 12 bytes, and to hand over frames whose checksum or segmentation is left
+/// to their receiver.
+#[expect(unsafe_code, reason = "ioctls without a safe wrapper")]
+pub(crate) fn prepare_tap(tap: std::os::fd::BorrowedFd<'_>) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    const HEADER_BYTES: libc::c_int = 12;
+    // TUN_F_CSUM, TUN_F_TSO4 and TUN_F_TSO6 of linux/if_tun.h.
+    const OFFLOADS: libc::c_ulong = 1 | 2 | 4;
+    let size = HEADER_BYTES;
+    // SAFETY: the kernel reads an int, which lives through the call.
+    let result = unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const size) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the request takes its argument by value.
+    let result = unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETOFFLOAD, OFFLOADS) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Largest packet of interface `name`, in bytes.
+#[expect(unsafe_code, reason = "an ioctl without a safe wrapper")]
+#[allow(clippy::cast_possible_truncation, reason = "a request is an int in one C library, a long in another")]
+pub(crate) fn mtu(socket: std::os::fd::BorrowedFd<'_>, name: &str) -> io::Result<u64> {
+    use std::os::fd::AsRawFd;
+    let mut request = request(name);
+    // SAFETY: `request` is an ifreq that lives through the call; its name is terminated.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFMTU as _, &raw mut request) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call succeeded and wrote this member; every bit pattern is a number.
+    let mtu = unsafe { request.ifr_ifru.ifru_mtu };
+    Ok(u64::try_from(mtu).unwrap_or(0))
 }

@@ -13,6 +13,7 @@ use crate::devices::virtio::block::{Block, BlockError};
 use crate::devices::virtio::entropy::Entropy;
 use crate::devices::virtio::event_loop::{EventLoop, LoopHandle};
 use crate::devices::virtio::mmio::{MmioTransport, NOTIFY_OFFSET};
+use crate::devices::virtio::net::{Net, policy::Policy};
 use crate::devices::virtio::vsock::{Vsock, VsockAnswers, VsockHost};
 use crate::devices::{Bus, BusError, i8042::I8042, serial::Serial};
 use crate::kvm::{Hypervisor, KvmError, Vm};
@@ -146,7 +147,7 @@ impl Machine {
         let (mmio, slots) = (Bus::new(), Vec::new());
         let mut virtio = Virtio { vm: &vm, memory: &memory, workers, loops, mmio, slots };
         let mut vsock = None;
-        let mut drives = files.drives.into_iter();
+        let (mut drives, mut taps) = (files.drives.into_iter(), files.taps.into_iter());
         let mut streams = Some((files.exec, files.vsock_listener, ask));
         for device in spec.device_specs() {
             let name = device.name();
@@ -156,6 +157,11 @@ impl Machine {
                     let file = drives.next().ok_or_else(|| MachineError::NoSlot { device: name.clone() })?;
                     workers = virtio.drive_loop().map_err(descriptor(&name))?;
                     Box::new(disk(drive, file)?)
+                }
+                DeviceSpec::Network(card) => {
+                    let tap = taps.next().ok_or_else(|| MachineError::NoSlot { device: name.clone() })?;
+                    let policy = Policy::new(card.allow().to_vec(), card.addresses().to_vec());
+                    Box::new(Net::new(tap, card.mac(), card.mtu(), policy))
                 }
                 DeviceSpec::Vsock(it) => {
                     let (exec, listener, ask) =

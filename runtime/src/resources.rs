@@ -18,6 +18,9 @@ pub const KVM_INDEX: u32 = 0;
 /// A disk's smallest unit in bytes.
 const SECTOR: u64 = 512;
 
+/// /dev/net/tun: the misc devices' major, and its own minor (linux/miscdevice.h).
+const TUN_DEVICE: u64 = 10 << 8 | 200;
+
 /// A file cannot have its role.
 #[derive(Debug, thiserror::Error)]
 pub enum ResourceError {
@@ -110,6 +113,8 @@ pub struct BootFiles {
 pub struct DeviceFiles {
     /// A file a drive, in the spec's order: regular or a block device, whole sectors, open as the drive needs.
     pub drives: Vec<File>,
+    /// The tap of each network card, in the spec's order: open for reading and writing, without waiting.
+    pub taps: Vec<OwnedFd>,
     /// The listening unix stream socket of the vsock device.
     pub vsock_listener: Option<OwnedFd>,
     /// The connected unix stream socket of the exec channel.
@@ -134,12 +139,17 @@ impl Resources {
             let role = format!("drives[{}].path_on_host (drive {:?})", drives.len(), drive.id());
             drives.push(pool.disk(&role, drive.file(), !drive.is_read_only())?);
         }
+        let mut taps = Vec::with_capacity(spec.networks().len());
+        for card in spec.networks() {
+            let role = format!("network-interfaces[{}].tap ({:?})", taps.len(), card.id());
+            taps.push(pool.tap(&role, card.tap())?);
+        }
         let listener = spec.vsock().and_then(|vsock| vsock.listener());
         let vsock_listener = listener.map(|file| pool.socket("vsock.uds_path", file, true)).transpose()?;
         let exec = spec.exec().map(|exec| pool.socket("exec.channel", exec.channel(), false)).transpose()?;
         let console = spec.console().map(|file| pool.take("console.output", file)).transpose()?;
         let boot = BootFiles { kernel, initrd };
-        Ok(Self { kvm, boot, devices: DeviceFiles { drives, vsock_listener, exec, console } })
+        Ok(Self { kvm, boot, devices: DeviceFiles { drives, taps, vsock_listener, exec, console } })
     }
 }
 
@@ -186,6 +196,22 @@ impl Pool {
             may(role, &file, true)?;
         }
         Ok(file)
+    }
+
+    /// Whether it is a tap is said by its device's number; that it is set up as one is husk's promise.
+    fn tap(&mut self, role: &str, file: &FileRef) -> Result<OwnedFd, ResourceError> {
+        let fd = self.take(role, file)?;
+        let stat =
+            fstat(&fd).map_err(|error| ResourceError::Stat { role: role.into(), source: error.into() })?;
+        let character = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
+        let flags = fcntl_getfl(&fd)
+            .map_err(|error| ResourceError::Stat { role: role.into(), source: error.into() })?;
+        if !character || stat.st_rdev != TUN_DEVICE || !flags.contains(OFlags::NONBLOCK) {
+            let allowed = "a tap from /dev/net/tun, open without waiting,";
+            return Err(ResourceError::WrongType { role: role.into(), found: kind(role, &fd)?, allowed });
+        }
+        may(role, &fd, true)?;
+        Ok(fd)
     }
 
     fn socket(&mut self, role: &str, file: &FileRef, listening: bool) -> Result<OwnedFd, ResourceError> {
@@ -240,7 +266,7 @@ fn disk_size(role: &str, file: &File) -> Result<u64, ResourceError> {
     }
 }
 
-fn may(role: &str, file: &File, write: bool) -> Result<(), ResourceError> {
+fn may(role: &str, file: impl AsFd, write: bool) -> Result<(), ResourceError> {
     let flags = fcntl_getfl(file).map_err(failed(role))?;
     let mode = flags & OFlags::ACCMODE;
     let needed = if write { OFlags::WRONLY } else { OFlags::RDONLY };

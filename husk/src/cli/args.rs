@@ -3,10 +3,12 @@
 //! Owns the option names, their help and their conversion to [`Options`]. Refuses values that mean nothing by
 //! themselves; what needs a look at the machine is refused later, by `plan`.
 
-use crate::options::{BOOT_TIMEOUT, DriveOption, Options};
+use crate::options::{BOOT_TIMEOUT, DriveOption, NetworkOption, Options};
 use crate::units;
 use argh::FromArgs;
+use husk_protocol::network::{AllowRule, GuestAddress};
 use std::ffi::OsString;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -121,6 +123,21 @@ pub(crate) struct Run {
     /// give the guest the host's random bytes: a virtio device behind /dev/hwrng
     #[argh(switch)]
     entropy: bool,
+    /// network: none, or tap=NAME for a tap that is there; by default the guest may send nowhere; default: none
+    #[argh(option, arg_name = "net", from_str_fn(net))]
+    net: Option<Net>,
+    /// where the guest may send TCP and UDP to, as in 10.0.0.0/8:443, 192.0.2.1:*, [2001:db8::/32]:443; may be repeated
+    #[argh(option, arg_name = "cidr:port")]
+    allow: Vec<AllowRule>,
+    /// address of the guest, as in 10.0.0.2/24 or fd00::2/64, from which alone it may send then; may be repeated
+    #[argh(option, arg_name = "address/prefix")]
+    guest_ip: Vec<GuestAddress>,
+    /// router of the guest in a network of --guest-ip; one a family
+    #[argh(option, arg_name = "address")]
+    gateway: Vec<IpAddr>,
+    /// name server, written to the guest's /etc/resolv.conf; up to three
+    #[argh(option, arg_name = "address")]
+    dns: Vec<IpAddr>,
     /// name of the sandbox: letters, digits and hyphens, at most 64; default: random
     #[argh(option, arg_name = "id")]
     id: Option<String>,
@@ -189,6 +206,21 @@ fn huge_page(text: &str) -> Result<(), String> {
     if text == "2M" { Ok(()) } else { Err("only huge pages of 2M are supported".into()) }
 }
 
+/// What `--net` names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Net {
+    None,
+    Tap(String),
+}
+
+fn net(text: &str) -> Result<Net, String> {
+    match (text, text.strip_prefix("tap=")) {
+        ("none", _) => Ok(Net::None),
+        (_, Some(name)) if !name.is_empty() => Ok(Net::Tap(name.to_owned())),
+        _ => Err("a network is none or tap=NAME".into()),
+    }
+}
+
 fn signal(text: &str) -> Result<i32, String> {
     let number = units::signal(text).map_err(|error| error.to_string())?;
     if crate::signals::TAKEN.contains(&number) && number != libc::SIGWINCH || number == libc::SIGKILL {
@@ -210,13 +242,28 @@ pub(crate) struct Telling {
 }
 
 impl Run {
+    fn network(&mut self) -> Result<Option<NetworkOption>, String> {
+        let option = NetworkOption {
+            tap: String::new(),
+            allow: std::mem::take(&mut self.allow),
+            addresses: std::mem::take(&mut self.guest_ip),
+            gateways: std::mem::take(&mut self.gateway),
+            dns: std::mem::take(&mut self.dns),
+        };
+        match self.net.take() {
+            Some(Net::Tap(tap)) => Ok(Some(NetworkOption { tap, ..option })),
+            _ if option == NetworkOption::default() => Ok(None),
+            _ => Err("--allow, --guest-ip, --gateway and --dns need --net tap=NAME".into()),
+        }
+    }
+
     /// How to tell the result.
     pub(crate) fn telling(&self) -> Telling {
         Telling { json: self.json, timings: self.timings }
     }
 
     /// The options; `command` is what stood after `--`.
-    pub(crate) fn into_options(self, command: Vec<OsString>) -> Result<Options, String> {
+    pub(crate) fn into_options(mut self, command: Vec<OsString>) -> Result<Options, String> {
         if let (Some(id), Some(name)) = (&self.id, &self.name)
             && id != name
         {
@@ -226,6 +273,7 @@ impl Run {
             Some(time) => time,
             None => boot_timeout(std::env::var("HUSK_BOOT_TIMEOUT").ok().as_deref())?,
         };
+        let network = self.network()?;
         Ok(Options {
             id: self.id.or(self.name),
             rootfs: self.rootfs,
@@ -246,6 +294,7 @@ impl Run {
             console: self.console,
             drives: self.drive,
             config: self.config,
+            network,
             vsock: self.vsock,
             entropy: self.entropy,
             command,
@@ -256,6 +305,15 @@ impl Run {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_network_is_none_or_a_tap() {
+        assert_eq!(net("none"), Ok(Net::None));
+        assert_eq!(net("tap=husk0"), Ok(Net::Tap("husk0".into())));
+        for wrong in ["", "tap", "tap=", "husk0", "bridge=br0"] {
+            assert!(net(wrong).unwrap_err().contains("none or tap=NAME"), "{wrong}");
+        }
+    }
 
     #[test]
     fn the_boot_timeout_comes_from_the_variable_where_no_option_names_it() {

@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 
 /// Long options that take a value. A test holds this against argh's own opinion.
-const VALUED: [&str; 18] = [
+const VALUED: [&str; 23] = [
     "--rootfs",
     "--kernel",
     "--initrd",
@@ -22,6 +22,11 @@ const VALUED: [&str; 18] = [
     "--drive",
     "--config",
     "--vsock",
+    "--net",
+    "--allow",
+    "--guest-ip",
+    "--gateway",
+    "--dns",
     "--id",
     "--name",
     "--signal",

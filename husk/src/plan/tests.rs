@@ -122,10 +122,25 @@ fn files_take_their_places_and_the_guest_finds_them_by_serial() {
     let over = Options {
         drives: vec![DriveOption { file: "f".into(), target: "/data".into(), writable: true }],
         hugepages: true,
+        network: Some(NetworkOption {
+            tap: "husk0".into(),
+            allow: vec!["10.0.0.1:80".parse().unwrap()],
+            addresses: vec!["10.0.0.2/24".parse().unwrap()],
+            ..NetworkOption::default()
+        }),
         ..options()
     };
-    let base =
-        RawSpec { drives: vec![drive("old-root", true), drive("scratch", false)], ..RawSpec::default() };
+    let base = RawSpec {
+        drives: vec![drive("old-root", true), drive("scratch", false)],
+        network_interfaces: vec![RawNetwork {
+            iface_id: "net0".into(),
+            host_dev_name: Some("tap0".into()),
+            guest_mac: Some("02:00:00:00:00:01".into()),
+            mtu: Some(9000),
+            ..RawNetwork::default()
+        }],
+        ..RawSpec::default()
+    };
     let spec = machine(&over, &base).unwrap();
     let places = Places {
         kernel: 1,
@@ -133,6 +148,7 @@ fn files_take_their_places_and_the_guest_finds_them_by_serial() {
         initrd: 2,
         root: 3,
         drives: vec![4, 5],
+        taps: vec![(8, 1500, [2; 6]), (9, 1400, [6; 6])],
         exec: 6,
         listener: Some(7),
         console: None,
@@ -148,6 +164,15 @@ fn files_take_their_places_and_the_guest_finds_them_by_serial() {
             ("husk-drive0", FileRef::Fd(5), false)
         ]
     );
+    let [configured, asked] = &spec.network_interfaces[..] else { panic!("two cards") };
+    assert_eq!((&configured.tap, &configured.host_dev_name), (&Some(FileRef::Fd(8)), &None));
+    assert_eq!((configured.mtu, configured.guest_mac.as_deref()), (Some(9000), Some("02:00:00:00:00:01")));
+    assert_eq!((&asked.tap, &asked.host_dev_name), (&Some(FileRef::Fd(9)), &None));
+    assert_eq!((asked.mtu, asked.guest_mac.as_deref()), (Some(1400), Some("06:06:06:06:06:06")));
+    assert_eq!(
+        (&asked.allow[..], &asked.guest_ip[..]),
+        (&["10.0.0.1/32:80".into()][..], &["10.0.0.2/24".into()][..])
+    );
     assert_eq!(spec.vsock.unwrap().uds_path, Some(FileRef::Fd(7)));
     assert_eq!(spec.exec.unwrap().channel, FileRef::Fd(6));
     assert!(spec.placement.unwrap().prefault, "huge pages imply it");
@@ -157,6 +182,31 @@ fn files_take_their_places_and_the_guest_finds_them_by_serial() {
     let mounts = mounts(&over);
     assert_eq!(mounts.root.serial, "husk-root");
     assert_eq!((mounts.drives[0].serial.as_str(), mounts.drives[0].read_only), ("husk-drive0", false));
+}
+
+#[test]
+fn a_network_that_cannot_be_is_refused() {
+    let option = |gateways: &[&str]| NetworkOption {
+        tap: "husk0".into(),
+        addresses: vec!["10.0.0.2/24".parse().unwrap(), "fd00::2/64".parse().unwrap()],
+        gateways: gateways.iter().map(|text| text.parse().unwrap()).collect(),
+        ..NetworkOption::default()
+    };
+    let try_it = |network| machine(&Options { network: Some(network), ..options() }, &RawSpec::default());
+    let refused = |network| try_it(network).unwrap_err().to_string();
+    try_it(option(&["10.0.0.1", "fe80::1"])).unwrap();
+    try_it(option(&["fd00::1"])).unwrap();
+    assert!(refused(option(&["10.0.1.1"])).contains("--gateway 10.0.1.1 is in no network"));
+    assert!(refused(option(&["10.0.0.1", "10.0.0.3"])).contains("--gateway 10.0.0.3 is the second"));
+    let many = NetworkOption { allow: vec!["10.0.0.1:1".parse().unwrap(); 65], ..option(&[]) };
+    assert!(refused(many).contains("--allow is given 65 times; at most 64"));
+    let many = NetworkOption { dns: vec!["10.0.0.1".parse().unwrap(); 4], ..option(&[]) };
+    assert!(refused(many).contains("--dns is given 4 times; at most 3"));
+    let card = |card| RawSpec { network_interfaces: vec![card], ..RawSpec::default() };
+    let error = machine(&options(), &card(RawNetwork::default())).unwrap_err().to_string();
+    assert!(error.contains("network-interfaces[0].host_dev_name is missing"), "{error}");
+    let fd = RawNetwork { tap: Some(FileRef::Fd(3)), ..RawNetwork::default() };
+    assert!(machine(&options(), &card(fd)).unwrap_err().to_string().contains("fd"));
 }
 
 #[test]

@@ -25,6 +25,16 @@ pub enum SpecError {
         /// The form.
         allowed: &'static str,
     },
+    /// An address or rule of a network card.
+    #[error("{key}: {value:?} is not allowed; {allowed}")]
+    Network {
+        /// Path of the key.
+        key: String,
+        /// Its value, cut to 64 characters.
+        value: String,
+        /// The form.
+        allowed: husk_protocol::network::NetworkError,
+    },
     /// Something that may be there once is there twice.
     #[error(
         "{key}: {value:?} is there already (of a drive_id the first 20 bytes count); each may be there once"
@@ -55,7 +65,7 @@ pub enum SpecError {
     },
     /// More devices than interrupts.
     #[error(
-        "drives, vsock, entropy and balloon: {wanted} devices; at most {allowed} are allowed, and {first} is one too many"
+        "drives, network-interfaces, vsock, entropy and balloon: {wanted} devices; at most {allowed} are allowed, and {first} is one too many"
     )]
     TooManyDevices {
         /// How many there are.

@@ -5,9 +5,11 @@
 //! within the bounds that they state.
 
 mod error;
+mod network;
 mod parts;
 
 pub use error::SpecError;
+pub use network::NetworkSpec;
 pub use parts::{BalloonSpec, BootSpec, DriveSpec, ExecSpec, MemorySpec, PlacementSpec, VsockSpec};
 
 use husk_protocol::spec::{FileRef, RawDrive, RawSpec};
@@ -31,6 +33,8 @@ pub const DEFAULT_CID: u32 = 3;
 pub enum DeviceSpec<'a> {
     /// A disk.
     Drive(&'a DriveSpec),
+    /// A network card.
+    Network(&'a NetworkSpec),
     /// The socket device.
     Vsock(&'a VsockSpec),
     /// The entropy device.
@@ -45,6 +49,7 @@ impl DeviceSpec<'_> {
     pub fn name(&self) -> String {
         match self {
             Self::Drive(drive) => format!("drive {:?}", drive.id()),
+            Self::Network(card) => format!("network interface {:?}", card.id()),
             Self::Vsock(_) => "vsock".to_owned(),
             Self::Entropy => "entropy".to_owned(),
             Self::Balloon(_) => "balloon".to_owned(),
@@ -59,6 +64,7 @@ pub struct MachineSpec {
     memory: MemorySpec,
     boot: BootSpec,
     drives: Vec<DriveSpec>,
+    networks: Vec<NetworkSpec>,
     vsock: Option<VsockSpec>,
     entropy: bool,
     balloon: Option<BalloonSpec>,
@@ -92,6 +98,12 @@ impl MachineSpec {
         &self.drives
     }
 
+    /// Network cards in the guest's order, with ids and addresses of their own.
+    #[must_use]
+    pub fn networks(&self) -> &[NetworkSpec] {
+        &self.networks
+    }
+
     /// The vsock device; there if asked for, or if [`MachineSpec::exec`] is.
     #[must_use]
     pub fn vsock(&self) -> Option<&VsockSpec> {
@@ -116,12 +128,13 @@ impl MachineSpec {
         self.console.as_ref()
     }
 
-    /// Its virtio devices in the guest's order: drives, vsock, entropy, balloon.
+    /// Its virtio devices in the guest's order: drives, network cards, vsock, entropy, balloon.
     pub fn device_specs(&self) -> impl Iterator<Item = DeviceSpec<'_>> {
         let drives = self.drives.iter().map(DeviceSpec::Drive);
+        let networks = self.networks.iter().map(DeviceSpec::Network);
         let vsock = self.vsock.iter().map(DeviceSpec::Vsock);
         let entropy = self.entropy.then_some(DeviceSpec::Entropy);
-        drives.chain(vsock).chain(entropy).chain(self.balloon.iter().map(DeviceSpec::Balloon))
+        drives.chain(networks).chain(vsock).chain(entropy).chain(self.balloon.iter().map(DeviceSpec::Balloon))
     }
 }
 
@@ -144,6 +157,7 @@ impl TryFrom<RawSpec> for MachineSpec {
             memory,
             boot: BootSpec::new(raw.boot_source)?,
             drives: drives(raw.drives, vcpus)?,
+            networks: network::all(raw.network_interfaces)?,
             vsock: VsockSpec::new(raw.vsock, exec.is_some())?,
             entropy: raw.entropy.is_some(),
             balloon: raw.balloon.map(|balloon| BalloonSpec::new(&balloon, memory)).transpose()?,

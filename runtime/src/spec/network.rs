@@ -1,0 +1,202 @@
+//! Network cards as they are asked for.
+//!
+//! Invariant: as for the other parts: private fields, one constructor, which is where the rules are.
+
+use super::SpecError;
+use husk_protocol::network::{
+    AllowRule, GuestAddress, MAX_ADDRESSES, MAX_RULES, MTUS, Mac, NetworkError, Prefix, parse_mac,
+};
+use husk_protocol::spec::{FileRef, RawNetwork};
+use std::collections::HashSet;
+use std::str::FromStr;
+
+/// Longest `iface_id` in bytes.
+const MAX_ID: usize = 64;
+/// Largest packet if nothing is said, in bytes: Ethernet's.
+const DEFAULT_MTU: u16 = 1500;
+
+/// One network card.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkSpec {
+    id: String,
+    mac: Mac,
+    tap: FileRef,
+    mtu: u16,
+    allow: Vec<AllowRule>,
+    addresses: Vec<Prefix>,
+}
+
+/// All of them; each id and each address once.
+pub(super) fn all(raw: Vec<RawNetwork>) -> Result<Vec<NetworkSpec>, SpecError> {
+    let mut seen = HashSet::new();
+    let mut cards = Vec::with_capacity(raw.len());
+    for (index, raw) in raw.into_iter().enumerate() {
+        let mac = raw.guest_mac.clone().unwrap_or_default();
+        let card = NetworkSpec::new(raw, index)?;
+        let twice = |key: &str, value: &str| {
+            Err(SpecError::Duplicate {
+                key: format!("network-interfaces[{index}].{key}"),
+                value: value.into(),
+            })
+        };
+        if !seen.insert(card.id.clone().into_bytes()) {
+            return twice("iface_id", &card.id);
+        }
+        // An id is longer or has no such bytes; they cannot be taken for each other.
+        if !seen.insert([b"mac ".as_slice(), &card.mac].concat()) {
+            return twice("guest_mac", &mac);
+        }
+        cards.push(card);
+    }
+    Ok(cards)
+}
+
+impl NetworkSpec {
+    fn new(raw: RawNetwork, index: usize) -> Result<Self, SpecError> {
+        let key = |name: &str| format!("network-interfaces[{index}].{name}");
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+        if raw.iface_id.is_empty() || raw.iface_id.len() > MAX_ID || !raw.iface_id.bytes().all(plain) {
+            let allowed = "1 to 64 of A-Z, a-z, 0-9, '_', '-' and '.'";
+            return Err(SpecError::malformed(key("iface_id"), &raw.iface_id, allowed));
+        }
+        let mac = raw.guest_mac.unwrap_or_default();
+        let mac = parse_mac(&mac).map_err(|error| wrong(key("guest_mac"), &mac, &error))?;
+        let mtu = match raw.mtu {
+            None => DEFAULT_MTU,
+            Some(mtu) => u16::try_from(mtu).ok().filter(|_| MTUS.contains(&mtu)).ok_or_else(|| {
+                SpecError::OutOfRange {
+                    key: key("mtu"),
+                    value: mtu,
+                    allowed: format!("{} to {}", MTUS.start(), MTUS.end()),
+                }
+            })?,
+        };
+        let allow = list(&key("allow"), &raw.allow, MAX_RULES)?;
+        let addresses: Vec<GuestAddress> = list(&key("guest_ip"), &raw.guest_ip, MAX_ADDRESSES)?;
+        let addresses = addresses.into_iter().map(|address| address.0).collect();
+        let tap = raw.tap.unwrap_or(FileRef::Path(raw.host_dev_name.unwrap_or_default()));
+        Ok(Self { id: raw.iface_id, mac, tap, mtu, allow, addresses })
+    }
+
+    /// Its name on the host: 1 to 64 bytes of letters, digits, `_`, `-` and `.`.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Its Ethernet address, one card's.
+    #[must_use]
+    pub fn mac(&self) -> Mac {
+        self.mac
+    }
+
+    /// The open tap.
+    #[must_use]
+    pub fn tap(&self) -> &FileRef {
+        &self.tap
+    }
+
+    /// Largest packet in bytes.
+    #[must_use]
+    pub fn mtu(&self) -> u16 {
+        self.mtu
+    }
+
+    /// Where the guest may send to.
+    #[must_use]
+    pub fn allow(&self) -> &[AllowRule] {
+        &self.allow
+    }
+
+    /// From where alone it may send; none: anywhere.
+    #[must_use]
+    pub fn addresses(&self) -> &[Prefix] {
+        &self.addresses
+    }
+}
+
+fn wrong(key: String, value: &str, error: &NetworkError) -> SpecError {
+    let value = value.chars().take(64).collect();
+    SpecError::Network { key, value, allowed: *error }
+}
+
+fn list<T>(key: &str, texts: &[String], most: usize) -> Result<Vec<T>, SpecError>
+where
+    T: FromStr<Err = NetworkError>,
+{
+    if texts.len() > most {
+        return Err(SpecError::OutOfRange {
+            key: format!("{key} (entries)"),
+            value: texts.len() as u64,
+            allowed: format!("0 to {most}"),
+        });
+    }
+    let read = |(index, text): (usize, &String)| {
+        text.parse().map_err(|error| wrong(format!("{key}[{index}]"), text, &error))
+    };
+    texts.iter().enumerate().map(read).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn raw() -> RawNetwork {
+        RawNetwork {
+            iface_id: "net0".into(),
+            guest_mac: Some("02:fc:00:00:00:01".into()),
+            tap: Some(FileRef::Fd(3)),
+            ..RawNetwork::default()
+        }
+    }
+
+    fn refused(change: impl FnOnce(&mut RawNetwork)) -> String {
+        let mut raw = raw();
+        change(&mut raw);
+        all(vec![raw]).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_card_is_taken_as_it_is_written() {
+        let raw = RawNetwork {
+            mtu: Some(9000),
+            allow: vec!["10.0.0.0/8:443".into()],
+            guest_ip: vec!["10.0.0.2/24".into()],
+            ..raw()
+        };
+        let card = &all(vec![raw]).unwrap()[0];
+        assert_eq!((card.id(), card.mac(), card.mtu()), ("net0", [2, 0xfc, 0, 0, 0, 1], 9000));
+        assert_eq!(card.allow()[0].to_string(), "10.0.0.0/8:443");
+        assert_eq!(card.addresses()[0].to_string(), "10.0.0.2/24");
+        let card = &all(vec![self::raw()]).unwrap()[0];
+        assert!(card.mtu() == 1500 && card.allow().is_empty() && card.addresses().is_empty());
+    }
+
+    #[test]
+    fn key_value_and_what_is_allowed_are_named() {
+        let text = refused(|raw| raw.iface_id = "a b".into());
+        assert!(text.starts_with("network-interfaces[0].iface_id: \"a b\""), "{text}");
+        let text = refused(|raw| raw.guest_mac = Some("01:00:00:00:00:00".into()));
+        assert!(text.starts_with("network-interfaces[0].guest_mac: \"01:00"), "{text}");
+        assert!(refused(|raw| raw.guest_mac = None).contains("guest_mac"));
+        for mtu in [0, 1279, 65_536, u64::MAX] {
+            let text = refused(|raw| raw.mtu = Some(mtu));
+            assert!(text.contains(&format!("mtu: {mtu} is not allowed; allowed is 1280 to 65535")), "{text}");
+        }
+        let text = refused(|raw| raw.allow = vec!["10.0.0.1:1".into(), "x".into()]);
+        assert!(text.starts_with("network-interfaces[0].allow[1]: \"x\"") && text.contains("CIDR"), "{text}");
+        let text = refused(|raw| raw.allow = vec!["10.0.0.1:1".into(); 65]);
+        assert!(text.contains("allow (entries): 65") && text.contains("0 to 64"), "{text}");
+        let text = refused(|raw| raw.guest_ip = vec!["127.0.0.1/8".into()]);
+        assert!(text.starts_with("network-interfaces[0].guest_ip[0]: \"127.0.0.1/8\""), "{text}");
+    }
+
+    #[test]
+    fn two_cards_differ() {
+        let text = all(vec![raw(), raw()]).unwrap_err().to_string();
+        assert!(text.starts_with("network-interfaces[1].iface_id: \"net0\" is there already"), "{text}");
+        let other = RawNetwork { iface_id: "net1".into(), ..raw() };
+        let text = all(vec![raw(), other]).unwrap_err().to_string();
+        assert!(text.starts_with("network-interfaces[1].guest_mac: \"02:fc"), "{text}");
+    }
+}
