@@ -4,14 +4,15 @@
 //! which it was given, every value that cannot be. Invariant: a [`Plan`] names only descriptors that its caller has put
 //! into the list, in the order of the list.
 
-use crate::options::{NetworkOption, Options};
-use husk_protocol::exec::{DriveMount, Exec, Mounts, Network, RootMount, User, WindowSize};
-use husk_protocol::network::{MAX_ADDRESSES, MAX_RULES, Mac, format_mac};
-use husk_protocol::spec::{
-    BootProtocol, CacheType, FileRef, HugePages, RawDrive, RawMachineConfig, RawNetwork, RawSpec,
-};
+mod network;
+
+pub(crate) use network::network;
+
+use crate::options::Options;
+use husk_protocol::exec::{DriveMount, Exec, Mounts, RootMount, User, WindowSize};
+use husk_protocol::network::{Mac, format_mac};
+use husk_protocol::spec::{BootProtocol, CacheType, FileRef, HugePages, RawDrive, RawMachineConfig, RawSpec};
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::os::unix::ffi::OsStrExt;
 
 /// Most vCPUs.
@@ -28,10 +29,6 @@ const LONGEST_DRIVE_ID: usize = 20;
 const LONGEST_BOOT_ARGS: usize = 1024;
 /// The root's drive id.
 const ROOT: &str = "husk-root";
-/// The id of the options' network card.
-const CARD: &str = "husk-net";
-/// Most name servers; the C library heeds no more.
-const MOST_DNS: usize = 3;
 /// Memory that a guest needs beside kernel and initrd, at least, in MiB.
 const WORKING_MEMORY_MIB: u64 = 4;
 
@@ -164,8 +161,8 @@ pub(crate) fn machine(options: &Options, base: &RawSpec) -> Result<RawSpec, Plan
         spec.placement.get_or_insert_default().prefault = true;
     }
     if let Some(option) = &options.network {
-        check_network(option)?;
-        spec.network_interfaces.push(card(option));
+        network::check(option)?;
+        spec.network_interfaces.push(network::card(option));
     }
     check_drives(options, &spec)?;
     check_balloon(&spec)?;
@@ -308,52 +305,6 @@ fn check_mount_point(target: &str) -> Result<(), PlanError> {
         return Err(PlanError::MountPoint(crate::text::line(target)));
     }
     Ok(())
-}
-
-/// The card of the options.
-fn card(option: &NetworkOption) -> RawNetwork {
-    RawNetwork {
-        iface_id: CARD.to_owned(),
-        host_dev_name: Some(option.tap.clone()),
-        allow: option.allow.iter().map(ToString::to_string).collect(),
-        guest_ip: option.addresses.iter().map(|address| address.0.to_string()).collect(),
-        ..RawNetwork::default()
-    }
-}
-
-fn check_network(option: &NetworkOption) -> Result<(), PlanError> {
-    let wrong = |text: String| Err(PlanError::Network(text));
-    let most = [
-        ("--allow", option.allow.len(), MAX_RULES),
-        ("--guest-ip", option.addresses.len(), MAX_ADDRESSES),
-        ("--dns", option.dns.len(), MOST_DNS),
-    ];
-    if let Some((name, count, most)) = most.into_iter().find(|(_, count, most)| count > most) {
-        return wrong(format!("{name} is given {count} times; at most {most} are possible"));
-    }
-    for (index, gateway) in option.gateways.iter().enumerate() {
-        let near = option.addresses.iter().any(|address| address.0.contains(*gateway));
-        let link = matches!(gateway, IpAddr::V6(it) if it.is_unicast_link_local())
-            && option.addresses.iter().any(|address| address.0.address.is_ipv6());
-        if !(near || link) {
-            return wrong(format!("--gateway {gateway} is in no network of --guest-ip"));
-        }
-        if option.gateways[..index].iter().any(|other| other.is_ipv6() == gateway.is_ipv6()) {
-            return wrong(format!("--gateway {gateway} is the second of its family; one is possible"));
-        }
-    }
-    Ok(())
-}
-
-/// What the guest does with the options' card, which got `mac` and `mtu`.
-pub(crate) fn network(option: &NetworkOption, mac: Mac, mtu: u64) -> Network {
-    Network {
-        mac,
-        mtu: u32::try_from(mtu).unwrap_or(u32::MAX),
-        addresses: option.addresses.iter().map(|it| (it.0.address, it.0.bits)).collect(),
-        gateways: option.gateways.clone(),
-        dns: option.dns.clone(),
-    }
 }
 
 /// Id of the `index`-th drive of the options.

@@ -1,5 +1,6 @@
 use super::*;
-use crate::options::DriveOption;
+use crate::options::{DriveOption, NetworkOption};
+use husk_protocol::spec::RawNetwork;
 
 fn options() -> Options {
     Options { command: vec!["true".into()], ..Options::default() }

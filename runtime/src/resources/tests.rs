@@ -119,3 +119,18 @@ fn files_without_a_role_are_closed() {
     // End of file: nobody holds the writing end any more.
     assert_eq!(std::io::read_to_string(reader).unwrap(), "");
 }
+
+#[test]
+fn only_a_tap_that_does_not_wait_is_a_network_card() {
+    let json = r#"{"boot-source": {"kernel_image_path": {"fd": 1}}, "network-interfaces": [
+        {"iface_id": "net0", "guest_mac": "02:00:00:00:00:01", "tap": {"fd": 2}}]}"#;
+    for (file, what) in [(null(), "a character device"), (memfd(512), "a regular file")] {
+        let error = refused(json, vec![null(), memfd(7), file]);
+        let start =
+            format!("network-interfaces[0].tap (\"net0\"): the file is {what}; a tap from /dev/net/tun");
+        assert!(error.starts_with(&start), "{error}");
+    }
+    let json = json.replace(r#""tap": {"fd": 2}"#, r#""host_dev_name": "tap0""#);
+    let error = refused(&json, vec![null(), memfd(7)]);
+    assert!(error.contains("\"tap0\" is a path"), "{error}");
+}

@@ -1,0 +1,63 @@
+//! The options' network card: what the cell and the guest are told of it.
+//!
+//! Owns no state. Refuses more of anything than a card takes, and a gateway that the guest could not speak to. Invariant:
+//! the card that the runtime judges by and the one that the guest configures come from the same options.
+
+use super::PlanError;
+use crate::options::NetworkOption;
+use husk_protocol::exec::Network;
+use husk_protocol::network::{MAX_ADDRESSES, MAX_RULES, Mac};
+use husk_protocol::spec::RawNetwork;
+use std::net::IpAddr;
+
+/// The card's id.
+const CARD: &str = "husk-net";
+/// Most name servers; the C library heeds no more.
+const MOST_DNS: usize = 3;
+
+/// The card of the options.
+pub(super) fn card(option: &NetworkOption) -> RawNetwork {
+    RawNetwork {
+        iface_id: CARD.to_owned(),
+        host_dev_name: Some(option.tap.clone()),
+        allow: option.allow.iter().map(ToString::to_string).collect(),
+        guest_ip: option.addresses.iter().map(|address| address.0.to_string()).collect(),
+        ..RawNetwork::default()
+    }
+}
+
+/// Whether the options fit each other.
+pub(super) fn check(option: &NetworkOption) -> Result<(), PlanError> {
+    let wrong = |text: String| Err(PlanError::Network(text));
+    let most = [
+        ("--allow", option.allow.len(), MAX_RULES),
+        ("--guest-ip", option.addresses.len(), MAX_ADDRESSES),
+        ("--dns", option.dns.len(), MOST_DNS),
+    ];
+    if let Some((name, count, most)) = most.into_iter().find(|(_, count, most)| count > most) {
+        return wrong(format!("{name} is given {count} times; at most {most} are possible"));
+    }
+    for (index, gateway) in option.gateways.iter().enumerate() {
+        let near = option.addresses.iter().any(|address| address.0.contains(*gateway));
+        let link = matches!(gateway, IpAddr::V6(it) if it.is_unicast_link_local())
+            && option.addresses.iter().any(|address| address.0.address.is_ipv6());
+        if !(near || link) {
+            return wrong(format!("--gateway {gateway} is in no network of --guest-ip"));
+        }
+        if option.gateways[..index].iter().any(|other| other.is_ipv6() == gateway.is_ipv6()) {
+            return wrong(format!("--gateway {gateway} is the second of its family; one is possible"));
+        }
+    }
+    Ok(())
+}
+
+/// What the guest does with the options' card, which got `mac` and `mtu`.
+pub(crate) fn network(option: &NetworkOption, mac: Mac, mtu: u64) -> Network {
+    Network {
+        mac,
+        mtu: u32::try_from(mtu).unwrap_or(u32::MAX),
+        addresses: option.addresses.iter().map(|it| (it.0.address, it.0.bits)).collect(),
+        gateways: option.gateways.clone(),
+        dns: option.dns.clone(),
+    }
+}
