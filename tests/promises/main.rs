@@ -14,6 +14,7 @@ mod drives;
 mod faults;
 mod filters;
 mod jail;
+mod net;
 mod placement;
 mod state;
 mod stdio;

@@ -18,6 +18,7 @@ pub mod processes;
 pub mod ptrace;
 pub mod rootfs;
 pub mod scratch;
+pub mod tap;
 
 /// Ends a test as skipped: prints the line that the runner counts, and returns.
 #[macro_export]

@@ -18,9 +18,10 @@ fn main() -> ExitCode {
     let done = match words[..] {
         ["vsock-echo", port, connections] => echo(number(port), number(connections)),
         ["vsock-send", port, text] => send(number(port), text),
+        ["http-get", address] => http_get(address),
         ["kill-init"] => kill_init(),
         _ => Err(std::io::Error::other(
-            "usage: vsock-echo PORT CONNECTIONS | vsock-send PORT TEXT | kill-init",
+            "usage: vsock-echo PORT CONNECTIONS | vsock-send PORT TEXT | http-get ADDRESS:PORT | kill-init",
         )),
     };
     match done {
@@ -34,6 +35,20 @@ fn main() -> ExitCode {
 
 fn number(text: &str) -> u32 {
     text.parse().unwrap_or_default()
+}
+
+/// Fetches / and prints how many bytes came after the header. A static busybox's wget needs a C library's plug-ins.
+fn http_get(address: &str) -> std::io::Result<()> {
+    let address = address.parse().map_err(std::io::Error::other)?;
+    let patience = std::time::Duration::from_secs(5);
+    let mut stream = std::net::TcpStream::connect_timeout(&address, patience)?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    let header = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap_or(answer.len());
+    println!("{}", answer.len().saturating_sub(header + 4));
+    Ok(())
 }
 
 /// Accepts so many connections, one after another, and sends back what comes.
