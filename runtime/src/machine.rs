@@ -19,7 +19,7 @@ use crate::devices::{Bus, BusError, i8042::I8042, serial::Serial};
 use crate::kvm::{Hypervisor, KvmError, Vm};
 use crate::memory::{self, GuestMemory, MemoryError};
 use crate::resources::DeviceFiles;
-use crate::spec::{BalloonSpec, DeviceSpec, DriveSpec, MachineSpec};
+use crate::spec::{BalloonSpec, DeviceSpec, DriveSpec, MachineSpec, NetworkSpec};
 use crate::vcpu::{self, Buses, Exits, Vcpu, VcpuHandle};
 use husk_seccomp::Role;
 use kvm_ioctls::VcpuFd;
@@ -160,8 +160,7 @@ impl Machine {
                 }
                 DeviceSpec::Network(card) => {
                     let tap = taps.next().ok_or_else(|| MachineError::NoSlot { device: name.clone() })?;
-                    let policy = Policy::new(card.allow().to_vec(), card.addresses().to_vec());
-                    Box::new(Net::new(tap, card.mac(), card.mtu(), policy))
+                    Box::new(network_card(card, tap))
                 }
                 DeviceSpec::Vsock(it) => {
                     let (exec, listener, ask) =
@@ -286,6 +285,11 @@ fn disk(drive: &DriveSpec, file: File) -> Result<Block, MachineError> {
 
 fn balloon(it: &BalloonSpec) -> Balloon {
     Balloon::new(it.amount_mib(), it.deflate_on_oom(), it.free_page_reporting())
+}
+
+fn network_card(card: &NetworkSpec, tap: OwnedFd) -> Net {
+    let policy = Policy::new(card.allow().to_vec(), card.addresses().to_vec());
+    Net::new(tap, card.mac(), card.mtu(), policy)
 }
 
 /// Puts virtio devices on the bus, one slot after the other.

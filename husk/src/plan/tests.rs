@@ -118,6 +118,20 @@ fn memory_must_hold_kernel_and_initrd() {
     check_memory(1 << 30, u64::MAX, u64::MAX).unwrap_err();
 }
 
+/// The configuration's card, then that of the options.
+#[track_caller]
+fn check_cards(cards: &[RawNetwork]) {
+    let [configured, asked] = cards else { panic!("two cards") };
+    assert_eq!((&configured.tap, &configured.host_dev_name), (&Some(FileRef::Fd(8)), &None));
+    assert_eq!((configured.mtu, configured.guest_mac.as_deref()), (Some(9000), Some("02:00:00:00:00:01")));
+    assert_eq!((&asked.tap, &asked.host_dev_name), (&Some(FileRef::Fd(9)), &None));
+    assert_eq!((asked.mtu, asked.guest_mac.as_deref()), (Some(1400), Some("06:06:06:06:06:06")));
+    assert_eq!(
+        (&asked.allow[..], &asked.guest_ip[..]),
+        (&["10.0.0.1/32:80".into()][..], &["10.0.0.2/24".into()][..])
+    );
+}
+
 #[test]
 fn files_take_their_places_and_the_guest_finds_them_by_serial() {
     let over = Options {
@@ -165,15 +179,7 @@ fn files_take_their_places_and_the_guest_finds_them_by_serial() {
             ("husk-drive0", FileRef::Fd(5), false)
         ]
     );
-    let [configured, asked] = &spec.network_interfaces[..] else { panic!("two cards") };
-    assert_eq!((&configured.tap, &configured.host_dev_name), (&Some(FileRef::Fd(8)), &None));
-    assert_eq!((configured.mtu, configured.guest_mac.as_deref()), (Some(9000), Some("02:00:00:00:00:01")));
-    assert_eq!((&asked.tap, &asked.host_dev_name), (&Some(FileRef::Fd(9)), &None));
-    assert_eq!((asked.mtu, asked.guest_mac.as_deref()), (Some(1400), Some("06:06:06:06:06:06")));
-    assert_eq!(
-        (&asked.allow[..], &asked.guest_ip[..]),
-        (&["10.0.0.1/32:80".into()][..], &["10.0.0.2/24".into()][..])
-    );
+    check_cards(&spec.network_interfaces);
     assert_eq!(spec.vsock.unwrap().uds_path, Some(FileRef::Fd(7)));
     assert_eq!(spec.exec.unwrap().channel, FileRef::Fd(6));
     assert!(spec.placement.unwrap().prefault, "huge pages imply it");
