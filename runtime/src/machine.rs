@@ -163,12 +163,7 @@ impl Machine {
                     Box::new(network_card(card, tap))
                 }
                 DeviceSpec::Vsock(it) => {
-                    let (exec, listener, ask) =
-                        streams.take().map_or((None, None, None), |(e, l, a)| (e, l, Some(a)));
-                    // Only a vsock with a path on the host has other ports to ask husk for.
-                    let ask = ask.filter(|_| listener.is_some());
-                    let exec = spec.exec().map(|exec| exec.port()).zip(exec);
-                    let host = VsockHost { exec, listener, ask };
+                    let host = streams.take().map_or_else(VsockHost::default, |it| socket_host(&spec, it));
                     let (device, answers) = Vsock::new(it.cid().into(), host).map_err(descriptor("vsock"))?;
                     vsock = Some(answers);
                     Box::new(device)
@@ -275,6 +270,16 @@ impl Machine {
     pub fn resume(&self) {
         self.handles.iter().for_each(VcpuHandle::run);
     }
+}
+
+/// The host's side of the socket device: exec channel, listener and the way to ask husk.
+fn socket_host(
+    spec: &MachineSpec,
+    (exec, listener, ask): (Option<OwnedFd>, Option<OwnedFd>, Ask),
+) -> VsockHost {
+    // Only a vsock with a path on the host has other ports to ask husk for.
+    let ask = listener.is_some().then_some(ask);
+    VsockHost { exec: spec.exec().map(|exec| exec.port()).zip(exec), listener, ask }
 }
 
 fn disk(drive: &DriveSpec, file: File) -> Result<Block, MachineError> {

@@ -201,14 +201,11 @@ impl Pool {
     /// Whether it is a tap is said by its device's number; that it is set up as one is husk's promise.
     fn tap(&mut self, role: &str, file: &FileRef) -> Result<OwnedFd, ResourceError> {
         let fd = self.take(role, file)?;
-        let stat =
-            fstat(&fd).map_err(|error| ResourceError::Stat { role: role.into(), source: error.into() })?;
-        let character = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
-        let flags = fcntl_getfl(&fd)
-            .map_err(|error| ResourceError::Stat { role: role.into(), source: error.into() })?;
-        if !character || stat.st_rdev != TUN_DEVICE || !flags.contains(OFlags::NONBLOCK) {
-            let allowed = "a tap from /dev/net/tun, open without waiting,";
-            return Err(ResourceError::WrongType { role: role.into(), found: kind(role, &fd)?, allowed });
+        let stat = fstat(&fd).map_err(failed(role))?;
+        let found = FileType::from_raw_mode(stat.st_mode);
+        let waits = !fcntl_getfl(&fd).map_err(failed(role))?.contains(OFlags::NONBLOCK);
+        if found != FileType::CharacterDevice || stat.st_rdev != TUN_DEVICE || waits {
+            return Err(wrong(role, found, "a tap from /dev/net/tun, open without waiting,"));
         }
         may(role, &fd, true)?;
         Ok(fd)

@@ -40,7 +40,7 @@ impl Rig {
         let line = EventFd::new(libc::EFD_NONBLOCK).unwrap();
         let workers = match device.kind() {
             DeviceKind::Block => self.handle.watching(self.disk.clone()).unwrap(),
-            DeviceKind::Vsock | DeviceKind::Entropy | DeviceKind::Balloon => self.handle.clone(),
+            _ => self.handle.clone(),
         };
         MmioTransport::new(device, self.memory.clone(), line, workers).unwrap()
     }
