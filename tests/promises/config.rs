@@ -87,7 +87,10 @@ fn what_is_wrong_in_it_is_named() {
         &["/no/disk"],
     );
     refused(&format!(r#"{{{boot}, "vsock": {{"guest_cid": 2}}}}"#), &["guest_cid", "2"]);
-    refused(&format!(r#"{{{boot}, "network-interfaces": []}}"#), &["network-interfaces"]);
+    refused(&format!(r#"{{{boot}, "mmds-config": {{}}}}"#), &["mmds-config"]);
+    let card = |keys: &str| format!(r#"{{{boot}, "network-interfaces": [{{"iface_id": "eth0", {keys}}}]}}"#);
+    refused(&card(r#""host_dev_name": "nosuchtap0""#), &["nosuchtap0"]);
+    refused(&card(r#""host_dev_name": "tap0", "colour": 1"#), &["network-interfaces", "colour"]);
     refused(&format!(r#"{{{boot}, "entropy": {{"rate_limiter": {{}}}}}}"#), &["entropy", "rate_limiter"]);
     let balloon = |keys: &str| format!(r#"{{{boot}, "balloon": {{"deflate_on_oom": false, {keys}}}}}"#);
     refused(&balloon(r#""amount_mib": 113"#), &["balloon.amount_mib", "113", "112"]);
