@@ -64,8 +64,8 @@ fn gives_back(balloon: &str, kib: u64) {
     const ALL: u64 = 128 << 10;
     let scratch = Scratch::new();
     let config = with_balloon(&scratch, balloon);
-    let husk = Husk::run(&["--prefault", "--config", &config], &["sleep", "30"]).spawn();
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let husk = Husk::run(&["--prefault", "--config", &config], &["sleep", "90"]).spawn();
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let pids = processes::named("husk-control");
         let resident = |field: &str| {

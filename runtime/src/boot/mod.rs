@@ -12,7 +12,7 @@ mod image;
 pub use error::BootError;
 
 use crate::arch::{self, Entry, Loaded, Slot, cmdline};
-use crate::memory::{GuestMemory, HUGE_PAGE, prefer_small_pages, read_file};
+use crate::memory::{self, GuestMemory, HUGE_PAGE, read_file};
 use crate::spec::BootSpec;
 use error::Role;
 use image::Image;
@@ -85,7 +85,7 @@ pub fn load(
     }
     let initrd = initrd.map(|file| place_initrd(file, &plan, memory, kernel_end)).transpose()?;
     for window in sparse_windows(plan.segments.iter().chain(initrd.iter().map(|(_, segment)| segment))) {
-        prefer_small_pages(memory, GuestAddress(window), HUGE_PAGE);
+        memory::prefer(memory, GuestAddress(window), memory::Pages::Small);
     }
     for segment in plan.segments.iter().filter(|segment| segment.file_bytes > 0) {
         fill(memory, kernel, Role::Kernel, segment)?;

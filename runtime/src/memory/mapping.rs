@@ -3,7 +3,7 @@
 //! Owns address-space placement. Invariant: a region starts at a multiple of [`HUGE_PAGE`] in the host's address space, so
 //! that the kernel can back it with huge pages wherever the guest's addresses are aligned too.
 
-use super::{Backing, HUGE_PAGE, MemoryError};
+use super::{Backing, HUGE_PAGE, MemoryError, Pages};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 use std::ffi::c_void;
@@ -34,12 +34,17 @@ pub(super) fn map(bytes: usize, backing: Backing, total: usize) -> Result<MmapRe
     }
 }
 
-/// Asks for small pages at `length` bytes from `start`, as far as the region goes.
-pub(super) fn prefer_small_pages(region: &GuestRegionMmap, start: usize, length: usize) {
+/// Says whether pages are to be small or huge at the place of the huge page around `inside` (bytes into the region).
+pub(super) fn prefer(region: &GuestRegionMmap, inside: usize, pages: Pages) {
     let mapping = region.get_mmap();
-    let length = length.min(mapping.size().saturating_sub(start));
-    // Advice: a mapping of hugetlb pages, or a kernel without huge pages, says no.
-    let _refused = advise(&mapping, (start, length), Advice::LinuxNoHugepage);
+    let start = inside - inside % HUGE_PAGE;
+    let length = HUGE_PAGE.min(mapping.size().saturating_sub(start));
+    let advice = match pages {
+        Pages::Small => Advice::LinuxNoHugepage,
+        Pages::Huge => Advice::LinuxHugepage,
+    };
+    // Advice: a host without huge pages, or without room for one more mapping, says no, and the guest loses nothing.
+    let _refused = advise(&mapping, (start, length), advice);
 }
 
 /// Makes the host back all of `region` with memory, as if each page had been written.
@@ -60,6 +65,9 @@ pub(super) fn populate(region: &GuestRegionMmap) -> Result<(), Errno> {
 /// Gives the pages of (start, length) of a region, whole pages of it, back to the host: they read as zero when they are
 /// next touched. Refuses what the region does not have.
 ///
+/// Where the range has a part of a huge page's place, pages are small from now on: khugepaged would make a huge page of
+/// what is left there, and so fill the hole again.
+///
 /// hugetlb pages are kept. Linux does not renew the reservation of one that was given back (older kernels never, newer ones
 /// not while the pool has surplus pages), so the guest's next touch could find none left: a SIGBUS.
 pub(super) fn discard(region: &GuestRegionMmap, (start, length): (usize, usize)) -> Result<(), Errno> {
@@ -70,6 +78,11 @@ pub(super) fn discard(region: &GuestRegionMmap, (start, length): (usize, usize))
     }
     if mapping.flags() & MapFlags::HUGETLB.bits().cast_signed() != 0 {
         return Ok(());
+    }
+    for edge in [start, start + length] {
+        if !edge.is_multiple_of(HUGE_PAGE) {
+            prefer(region, edge, Pages::Small);
+        }
     }
     let start = mapping.as_ptr().wrapping_add(start).cast();
     #[expect(unsafe_code, reason = "madvise(2) takes a pointer")]

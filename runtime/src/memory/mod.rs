@@ -100,12 +100,22 @@ pub fn map(ranges: &[(GuestAddress, usize)], backing: Backing) -> Result<GuestMe
     GuestMemory::from_regions(regions).map_err(|error| MemoryError::Regions(FromRangesError::from(error)))
 }
 
-/// Asks for small pages at `length` bytes from `address`, of which little is going to be used: clearing a huge page costs as
-/// much as some two hundred faults. Where the host cannot, nothing changes.
-pub fn prefer_small_pages(memory: &GuestMemory, address: GuestAddress, length: usize) {
+/// Which pages the host should use, where it has the choice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pages {
+    /// Of 4 KiB.
+    Small,
+    /// Transparent huge pages, of [`HUGE_PAGE`] bytes.
+    Huge,
+}
+
+/// Asks for `pages` at the place of the huge page that `address` lies in. Small ones are for where little is going to be
+/// used: clearing a huge page costs as much as some two hundred faults. Where the host cannot, nothing changes; what is not
+/// guest memory is left alone.
+pub fn prefer(memory: &GuestMemory, address: GuestAddress, pages: Pages) {
     if let Some((region, offset)) = memory.to_region_addr(address) {
-        let start = usize::try_from(offset.raw_value()).unwrap_or(usize::MAX);
-        mapping::prefer_small_pages(region, start, length);
+        // A region's size is a usize, and the offset lies in it.
+        mapping::prefer(region, usize::try_from(offset.raw_value()).unwrap_or(0), pages);
     }
 }
 
@@ -129,7 +139,8 @@ pub fn populate(memory: &GuestMemory) -> Result<(), MemoryError> {
 }
 
 /// Gives the memory at `length` bytes from `address` back to the host: what the guest reads there next is zero. Takes the
-/// whole pages of 4 KiB in the range that are guest memory; touches nothing else, and no hugetlb page.
+/// whole pages of 4 KiB in the range that are guest memory; touches nothing else, and no hugetlb page. Where only a part of
+/// a huge page's place is taken, small pages are asked for, until [`prefer`] says otherwise.
 ///
 /// # Errors
 /// What `madvise(2)` said; what was given back before is gone.

@@ -139,3 +139,45 @@ fn a_region_discards_nothing_beyond_itself() {
     }
     assert!(gone(&memory).is_empty());
 }
+
+/// Whether each 2 MiB of `memory` are advised to be huge pages, from /proc/self/smaps. Empty where the kernel has none.
+fn advised(memory: &GuestMemory) -> Vec<bool> {
+    let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let start = memory.get_host_address(GuestAddress(0)).unwrap().addr();
+    let flags_at = |address: usize| {
+        let mut inside = false;
+        for line in smaps.lines() {
+            let range = line.split(' ').next().and_then(|range| range.split_once('-'));
+            let parsed = range.and_then(|(from, to)| {
+                Some((usize::from_str_radix(from, 16).ok()?, usize::from_str_radix(to, 16).ok()?))
+            });
+            if let Some((from, to)) = parsed {
+                inside = (from..to).contains(&address);
+            } else if let (true, Some(flags)) = (inside, line.strip_prefix("VmFlags:")) {
+                let flags: Vec<&str> = flags.split_whitespace().collect();
+                return Some((flags.contains(&"hg"), flags.contains(&"nh")));
+            }
+        }
+        None
+    };
+    let places = total_bytes(memory) / HUGE_PAGE;
+    let flags = (0..places).map(|place| flags_at(start + place * HUGE_PAGE).unwrap());
+    flags.filter(|(huge, small)| *huge != *small).map(|(huge, _)| huge).collect()
+}
+
+#[test]
+fn no_huge_page_fills_the_hole_that_a_discarded_part_of_it_leaves() {
+    let memory = map(&[(GuestAddress(0), 5 * HUGE_PAGE)], Backing::Anonymous).unwrap();
+    if advised(&memory).is_empty() {
+        return;
+    }
+    let huge = HUGE_PAGE as u64;
+    // The last page of the first, the whole second, the first page of the third.
+    discard(&memory, GuestAddress(huge - 4096), huge + 8192).unwrap();
+    assert_eq!(advised(&memory), [false, true, false, true, true]);
+    discard(&memory, GuestAddress(3 * huge), 2 * huge).unwrap();
+    assert_eq!(advised(&memory), [false, true, false, true, true], "whole ones leave no hole");
+    prefer(&memory, GuestAddress(12_288), Pages::Huge);
+    assert_eq!(advised(&memory), [true, true, false, true, true], "until the guest wants it back");
+    prefer(&memory, GuestAddress(1 << 40), Pages::Small);
+}

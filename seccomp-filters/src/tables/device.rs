@@ -5,7 +5,9 @@
 
 use crate::rule::Rule;
 use crate::tables::form::{any, is, is_long, when, within_int};
-use crate::values::{CLOEXEC_NONBLOCK, MADV_DONTNEED, MSG_FLAGS_RECEIVE, TUNSETOFFLOAD};
+use crate::values::{
+    CLOEXEC_NONBLOCK, MADV_DONTNEED, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MSG_FLAGS_RECEIVE, TUNSETOFFLOAD,
+};
 
 /// See the module.
 pub(crate) const RULES: &[Rule] = &[
@@ -22,7 +24,9 @@ pub(crate) const RULES: &[Rule] = &[
     any("sendmsg", "from guest memory into a connection; a request to husk for a host port"),
     when("accept4", &[within_int(3, CLOEXEC_NONBLOCK)], "a host program connects to the vsock listener"),
     any("shutdown", "one direction of a connection ends"),
-    when("madvise", &[is(2, MADV_DONTNEED)], "memory in the balloon goes back to the host; no other advice"),
+    when("madvise", &[is(2, MADV_DONTNEED)], "memory in the balloon goes back to the host"),
+    when("madvise", &[is(2, MADV_NOHUGEPAGE)], "and no huge page takes it again"),
+    when("madvise", &[is(2, MADV_HUGEPAGE)], "until the guest wants it back"),
     when(
         "ioctl",
         &[is(1, TUNSETOFFLOAD)],

@@ -5,7 +5,7 @@
 
 use super::pages;
 use super::{FEATURE_REPORTING, QUEUE_SIZE};
-use crate::devices::virtio::service::{Answer, Budget, Service};
+use crate::devices::virtio::service::{Budget, Service};
 use crate::devices::virtio::{ActivateError, Activation, Busy, DeviceError, Token, Worker};
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::Instant;
@@ -19,10 +19,8 @@ const REPORTING: u16 = 2;
 
 /// Most requests for one event: a queue's full.
 const LOOKS: u32 = QUEUE_SIZE as u32;
-/// Pages that one event gives back, give or take the last request.
-const INFLATE_BUDGET: Budget = Budget { looks: LOOKS, cost: pages::REQUEST_PAGES as u64 };
-/// Requests alone cost something.
-const DEFLATE_BUDGET: Budget = Budget { looks: LOOKS, cost: u64::MAX };
+/// Pages that one event gives back or takes, give or take the last request.
+const PAGES_BUDGET: Budget = Budget { looks: LOOKS, cost: pages::REQUEST_PAGES as u64 };
 /// Bytes that one event gives back, give or take the last request.
 const REPORTING_BUDGET: Budget = Budget { looks: LOOKS, cost: pages::REPORT_BYTES };
 
@@ -40,8 +38,8 @@ impl BalloonWorker {
             let queue = activation.take_queue(index)?;
             Ok(Service::new(queue, budget, activation.dropped.clone()))
         };
-        let inflate = take(INFLATE, INFLATE_BUDGET)?;
-        let deflate = take(DEFLATE, DEFLATE_BUDGET)?;
+        let inflate = take(INFLATE, PAGES_BUDGET)?;
+        let deflate = take(DEFLATE, PAGES_BUDGET)?;
         let reporting = reports.then(|| take(REPORTING, REPORTING_BUDGET)).transpose()?;
         let services = [Some(&inflate), Some(&deflate), reporting.as_ref()];
         let event =
@@ -60,8 +58,7 @@ impl Worker for BalloonWorker {
         if token == Token(INFLATE.into()) {
             self.inflate.serve(|memory, chain| Ok(pages::inflate(memory, chain)))
         } else if token == Token(DEFLATE.into()) {
-            // A page comes back when it is touched; there is nothing to do but to say that it may be.
-            self.deflate.serve(|_, _| Ok(Some(Answer { written: 0, cost: 0 })))
+            self.deflate.serve(|memory, chain| Ok(pages::deflate(memory, chain)))
         } else if let Some(reporting) = &mut self.reporting {
             reporting.serve(|memory, chain| Ok(pages::report(memory, chain)))
         } else {
