@@ -26,7 +26,10 @@ pub enum RootError {
     #[error(transparent)]
     Disk(#[from] DiskError),
     /// A disk cannot be mounted.
-    #[error("disk {serial:?} ({device}): cannot mount it as {fs_type} at {target}: {errno}; {advice}")]
+    #[error(
+        "disk {serial:?} ({device}): cannot mount it as {fs_type} at {target}: {}; {advice}",
+        reason(errno)
+    )]
     Mount {
         /// The drive's id.
         serial: String,
@@ -144,6 +147,11 @@ fn mount_disk(disk: &Disk, fs_type: &str, target: &str, read_only: bool) -> Resu
         errno,
         advice: advice(errno),
     })
+}
+
+/// The system's word for `errno`; musl has none for the one that damaged file systems give.
+fn reason(errno: &Errno) -> String {
+    if *errno == Errno::UCLEAN { "Structure needs cleaning (os error 117)".into() } else { errno.to_string() }
 }
 
 fn advice(errno: Errno) -> &'static str {

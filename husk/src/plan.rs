@@ -4,8 +4,10 @@
 //! which it was given, every value that cannot be. Invariant: a [`Plan`] names only descriptors that its caller has put
 //! into the list, in the order of the list.
 
+mod names;
 mod network;
 
+pub(crate) use names::FileNames;
 pub(crate) use network::network;
 
 use crate::options::Options;

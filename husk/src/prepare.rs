@@ -11,7 +11,7 @@ use crate::image::{Access, Image, ImageError};
 use crate::memfile::{self, MemoryFileError};
 use crate::options::Options;
 use crate::pack::{PackError, Packer, usual_cache};
-use crate::plan::{self, Places, PlanError};
+use crate::plan::{self, FileNames, Places, PlanError};
 use crate::signals::Signals;
 use crate::tap::{self, TapError};
 use crate::vsock::{Listener, VsockError};
@@ -98,6 +98,7 @@ pub(crate) struct Prepared {
     pub(crate) vsock: Option<PathBuf>,
     /// What the guest does with its network card.
     pub(crate) network: Option<Network>,
+    pub(crate) names: FileNames,
 }
 
 /// How preparing may go about it.
@@ -165,7 +166,8 @@ pub(crate) fn prepare(options: &Options, manner: Manner<'_>) -> Result<Prepared,
     let places =
         Places { kernel, own_kernel, initrd, root, drives, taps, exec, listener: listening, console: output };
     let spec = plan::with_files(spec, options, &places);
-    Ok(Prepared { spec, files: files.0, jailer, runtime, channel, console, listener, vsock, network })
+    let names = FileNames::of(options, &base);
+    Ok(Prepared { spec, files: files.0, jailer, runtime, channel, console, listener, vsock, network, names })
 }
 
 fn check_host(spec: &RawSpec) -> Result<(), HostError> {

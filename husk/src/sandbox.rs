@@ -249,6 +249,7 @@ impl<'a> Sandbox<'a> {
         report.timeline = pump.timeline;
         let runtime = pump.cell.runtime.take();
         place.take_stock(runtime.as_ref(), &mut pump.evidence, &writable, report);
+        prepared.names.explain(&mut report.outcome, pump.evidence.was_ready);
         drop(prepared.listener);
         Ok(())
     }

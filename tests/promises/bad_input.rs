@@ -2,7 +2,9 @@
 
 use husk_tests::footprint::Footprint;
 use husk_tests::husk::Husk;
+use husk_tests::rootfs::ext4;
 use husk_tests::scratch::Scratch;
+use std::os::unix::fs::FileExt;
 
 /// husk with these options refuses to run `true`: one line that has all of `words`.
 #[track_caller]
@@ -218,6 +220,21 @@ fn an_initrd_that_is_none_or_cut_is_named() {
 #[test]
 fn a_program_is_no_kernel() {
     refused(&["--kernel", "/bin/ls"], &["/bin/ls", "kernel"]);
+}
+
+#[test]
+fn what_only_the_guest_finds_wrong_is_named_by_its_file() {
+    let scratch = Scratch::new();
+    let image = scratch.name("damaged.img");
+    ext4(&image, 8);
+    // The super block stays, the group descriptors after it go.
+    let file = std::fs::OpenOptions::new().write(true).open(&image).unwrap();
+    file.write_all_at(&[0xa5; 200 << 10], 2048).unwrap();
+    refused_as("--rootfs", &image, &["husk-root", "fsck"]);
+    refused(&["--drive", &format!("{image}:/data")], &[&image, "husk-drive0", "fsck"]);
+    // It loads, for it is a static program, and does at its entry what no kernel would.
+    let outcome = Husk::run(&["--kernel", "/bin/busybox"], &["true"]).output().expect_status(125);
+    assert!(outcome.stderr.contains("the kernel is /bin/busybox"), "{}", outcome.stderr);
 }
 
 #[test]

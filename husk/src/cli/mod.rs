@@ -57,12 +57,13 @@ enum Parsed {
 }
 
 fn parse(arguments: Vec<OsString>) -> Result<Parsed, String> {
-    let Normal { args, command } = normalise(arguments).map_err(|line| hint(&line, "husk"))?;
-    let subcommand = args.iter().find(|argument| !argument.starts_with('-')).map(String::as_str);
+    let subcommand =
+        arguments.iter().filter_map(|argument| argument.to_str()).find(|word| !word.starts_with('-'));
     let program = match subcommand {
         Some(name @ ("run" | "ps" | "kill" | "gc" | "version")) => format!("husk {name}"),
         _ => "husk".to_owned(),
     };
+    let Normal { args, command } = normalise(arguments).map_err(|line| hint(&line, &program))?;
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     match Husk::from_args(&["husk"], &words) {
         Ok(Husk { version: true, .. }) => Ok(Parsed::Do(Subcommand::Version(args::Version {}), None)),

@@ -51,7 +51,10 @@ pub(super) fn normalise(raw: impl IntoIterator<Item = OsString>) -> Result<Norma
             args.push("--help".to_owned());
             continue;
         }
-        if argument == "--" && !value_follows {
+        if argument == "--" {
+            if value_follows {
+                return Err(needs_a_value(&args));
+            }
             return Ok(Normal { args, command: Some(raw.collect()) });
         }
         let text = argument.into_string().map_err(|bytes| {
@@ -75,9 +78,14 @@ pub(super) fn normalise(raw: impl IntoIterator<Item = OsString>) -> Result<Norma
         }
     }
     if value_follows {
-        return Err(format!("{} needs a value", args.last().map_or("", String::as_str)));
+        return Err(needs_a_value(&args));
     }
     Ok(Normal { args, command: None })
+}
+
+/// No option takes `--`, or the end of the line, for its value.
+fn needs_a_value(args: &[String]) -> String {
+    format!("{} needs a value", args.last().map_or("", String::as_str))
 }
 
 /// Several short switches in one argument, as in `-it`.
@@ -106,8 +114,8 @@ mod tests {
 
     #[test]
     fn a_value_is_left_alone() {
-        let normal = of(&["run", "--env", "--", "--workdir", "-it"]).unwrap();
-        assert_eq!(normal.args, ["run", "--env", "--", "--workdir", "-it"]);
+        let normal = of(&["run", "--env", "--x", "--workdir", "-it"]).unwrap();
+        assert_eq!(normal.args, ["run", "--env", "--x", "--workdir", "-it"]);
         assert_eq!(normal.command, None);
     }
 
