@@ -72,6 +72,9 @@ pub(crate) fn collect(state: &State, hierarchies: &Hierarchies, thorough: bool) 
         // Held until its directory is gone: nobody can become this sandbox meanwhile.
         let Some(lock) = state.seize(&id) else { continue };
         one(state, hierarchies, &id, &mut collected);
+        if let Some(socket) = state.record(&id).and_then(|record| record.vsock) {
+            note(&mut collected, socket.path(), socket.remove());
+        }
         for (path, _) in slots.iter().filter(|(_, owner)| *owner == id) {
             // A slot that was freed since it was listed may be another's by now.
             if std::fs::read_link(path).is_ok_and(|owner| owner.as_os_str() == id.as_str()) {
@@ -133,6 +136,8 @@ fn is_older(path: &Path, age: Duration) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::tests::record;
+    use crate::vsock::Listener;
 
     #[test]
     fn the_dead_go_and_the_living_stay() {
@@ -141,14 +146,22 @@ mod tests {
         let hierarchies = Hierarchies::default();
         let living = state.register("living").unwrap();
         // A husk that was killed: its lock is free, everything else is there.
-        drop(state.register("dead").unwrap());
+        let socket = base.join("socket");
+        let listener = Listener::new(&socket).unwrap();
+        let dead = state.register("dead").unwrap();
+        let mut record = record("dead", 1);
+        record.vsock = Some(listener.name().clone());
+        dead.publish(&record).unwrap();
+        drop(dead);
+        std::mem::forget(listener);
         for id in ["living", "dead", "stateless"] {
             std::fs::create_dir_all(jail_directory(&state, id).join("root")).unwrap();
         }
         std::fs::create_dir_all(state.sandboxes().join(".new-fresh-1")).unwrap();
         let collected = collect(&state, &hierarchies, false);
         assert!(collected.failed.is_empty(), "{:?}", collected.failed);
-        assert_eq!(collected.removed.len(), 4, "{:?}", collected.removed);
+        assert_eq!(collected.removed.len(), 5, "{:?}", collected.removed);
+        assert!(!socket.exists());
         assert!(!jail_directory(&state, "dead").exists() && jail_directory(&state, "stateless").exists());
         assert!(state.sandboxes().join(".new-fresh-1").exists());
         let collected = collect(&state, &hierarchies, true);

@@ -291,6 +291,7 @@ impl<'a> Sandbox<'a> {
             vcpus: prepared.spec.machine_config.vcpu_count,
             memory_mib: prepared.spec.machine_config.mem_size_mib,
             command: self.options.command.iter().take(SHOWN_COMMAND).map(&mut shown).collect(),
+            vsock: prepared.listener.as_ref().map(|listener| listener.name().clone()),
         }
     }
 }

@@ -5,6 +5,7 @@
 //! free lock may be removed by anyone.
 
 use crate::cgroup::DEFAULT_PARENT;
+use crate::vsock::SocketName;
 use husk_protocol::control::Fault;
 use rustix::fs::{FlockOperation, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
@@ -87,6 +88,9 @@ pub(crate) struct Record {
     pub memory_mib: u64,
     /// The command; what is not UTF-8 is replaced.
     pub command: Vec<String>,
+    /// Its vsock socket on the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<SocketName>,
 }
 
 /// The state directory.
@@ -265,11 +269,15 @@ impl State {
             // What begins with a dot is not a sandbox yet.
             .filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."))
             .filter(|entry| is_locked(&entry.path()))
-            .filter_map(|entry| std::fs::read(entry.path().join("state.json")).ok())
-            .filter_map(|bytes| serde_json::from_slice(&bytes).ok())
+            .filter_map(|entry| record(&entry.path()))
             .collect();
         records.sort_by(|one, other| (one.started_ms, &one.id).cmp(&(other.started_ms, &other.id)));
         Ok(records)
+    }
+
+    /// What the sandbox `id` said of itself, alive or dead.
+    pub(crate) fn record(&self, id: &str) -> Option<Record> {
+        record(&self.sandboxes().join(id))
     }
 
     /// The one living sandbox whose id is, or begins with, `prefix`.
@@ -357,8 +365,13 @@ pub(crate) fn discard(directory: &Path) -> io::Result<()> {
     }
 }
 
+/// The record in a sandbox's directory.
+fn record(directory: &Path) -> Option<Record> {
+    serde_json::from_slice(&std::fs::read(directory.join("state.json")).ok()?).ok()
+}
+
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     fn scratch(name: &str) -> (State, PathBuf) {
@@ -366,7 +379,7 @@ mod tests {
         (State::at(&base), base)
     }
 
-    fn record(id: &str, started_ms: u64) -> Record {
+    pub(crate) fn record(id: &str, started_ms: u64) -> Record {
         Record {
             id: id.into(),
             pid: 1,
@@ -375,6 +388,7 @@ mod tests {
             vcpus: 1,
             memory_mib: 128,
             command: vec!["x".into()],
+            vsock: None,
         }
     }
 

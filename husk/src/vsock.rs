@@ -8,6 +8,7 @@ use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect as connect_socket, listen,
     socket_with,
 };
+use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -24,13 +25,36 @@ pub(crate) struct VsockError {
     source: io::Error,
 }
 
+/// The name of a listening socket, by which it is known again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SocketName {
+    /// Absolute.
+    path: PathBuf,
+    /// Device and inode of the name.
+    identity: (u64, u64),
+}
+
+impl SocketName {
+    /// Removes the name, if it still is this socket's; `NotFound` if it is not.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        let named = std::fs::symlink_metadata(&self.path)?;
+        if (named.dev(), named.ino()) != self.identity {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        std::fs::remove_file(&self.path)
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
 /// A listening socket with its name.
 #[derive(Debug)]
 pub(crate) struct Listener {
     socket: OwnedFd,
-    path: PathBuf,
-    /// Device and inode of the name.
-    identity: (u64, u64),
+    name: SocketName,
 }
 
 impl Listener {
@@ -45,11 +69,20 @@ impl Listener {
         };
         let socket = make().map_err(|errno| fail(errno.into()))?;
         let metadata = std::fs::symlink_metadata(path).map_err(fail)?;
-        let listener = Self { socket, path: path.to_owned(), identity: (metadata.dev(), metadata.ino()) };
+        let name = SocketName {
+            path: std::path::absolute(path).map_err(fail)?,
+            identity: (metadata.dev(), metadata.ino()),
+        };
+        let listener = Self { socket, name };
         // Nobody can connect before it listens, so the mode is in time.
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(fail)?;
         listen(&listener.socket, BACKLOG).map_err(|errno| fail(errno.into()))?;
         Ok(listener)
+    }
+
+    /// What its name is known by when nobody holds the listener any more.
+    pub(crate) fn name(&self) -> &SocketName {
+        &self.name
     }
 }
 
@@ -61,10 +94,7 @@ impl AsFd for Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        let named = std::fs::symlink_metadata(&self.path);
-        if named.is_ok_and(|named| (named.dev(), named.ino()) == self.identity) {
-            let _ = std::fs::remove_file(&self.path);
-        }
+        let _ = self.name.remove();
     }
 }
 

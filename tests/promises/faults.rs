@@ -78,7 +78,7 @@ fn the_real_jailer_killed_at_any_moment_leaves_nothing() {
         assert!(matches!(outcome.status, 0 | 125), "{} {}", outcome.status, outcome.stderr);
         if outcome.status == 125 {
             killed += 1;
-            one_line(&outcome, &[]);
+            one_line(&outcome, &["jailer", "SIGKILL"]);
         }
     }
     println!("{killed} of 20 jailers were killed in time");
@@ -90,8 +90,11 @@ fn a_killed_husk_takes_its_sandbox_along_and_gc_the_rest() {
     Husk::run(&[], &["true"]).output().expect_status(0);
     Husk::new(["gc"]).output().expect_status(0);
     let before = Footprint::now();
-    let husk = Husk::sh("echo up; sleep 1000").spawn().up();
+    let scratch = Scratch::new();
+    let socket = scratch.name("vsock");
+    let husk = Husk::run(&["--vsock", &socket], &["sh", "-c", "echo up; sleep 1000"]).spawn().up();
     assert_eq!(processes::named("husk-control").len(), 1);
+    assert!(std::path::Path::new(&socket).exists());
     husk.signal(Signal::KILL);
     let outcome = husk.finish();
     assert_eq!(outcome.status, 1009);
@@ -101,6 +104,7 @@ fn a_killed_husk_takes_its_sandbox_along_and_gc_the_rest() {
         std::thread::sleep(Duration::from_millis(10));
     }
     Husk::new(["gc"]).output().expect_status(0);
+    assert!(!std::path::Path::new(&socket).exists(), "its socket is left");
     before.assert_restored();
 }
 

@@ -91,6 +91,7 @@ fn the_table_is_aligned() {
         vcpus: 2,
         memory_mib: 160,
         command: vec![command.into(), "1000\x1b".into()],
+        vsock: None,
     };
     let text = table(&[record("abc", "sleep"), record("a-very-long-name-of-one", "x")], 66_000);
     let lines: Vec<_> = text.lines().collect();

@@ -5,7 +5,9 @@
 
 use super::Pump;
 use crate::outcome::Cause;
-use husk_protocol::control::Stage;
+use crate::sys::ChildExit;
+use crate::units::signal_name;
+use husk_protocol::control::{Fault, Stage};
 use husk_protocol::exec::Frame;
 use std::time::{Duration, Instant};
 
@@ -165,7 +167,7 @@ impl Pump<'_> {
         } else if self.clock.graceful.is_some_and(|at| now >= at) {
             self.kill();
         } else if self.clock.explanation.is_some_and(|at| now >= at) && !self.processes_are_gone() {
-            self.end(Cause::Silence);
+            self.end(self.silence());
         } else if now >= self.clock.boot && !self.timeline.has(Stage::Ready) && self.clock.graceful.is_none()
         {
             self.never_ready();
@@ -175,6 +177,18 @@ impl Pump<'_> {
             && !self.has_said_all()
         {
             self.end_in_order(Cause::Timeout(total));
+        }
+    }
+
+    /// Why nothing was heard in time. A jailer that died before it said whom it had cloned took the sandbox's only voice
+    /// with it, although a clone of it may live.
+    fn silence(&self) -> Cause {
+        match self.cell.jailer.end().map(|end| end.how) {
+            Some(ChildExit::Signal(signal)) if self.cell.runtime.is_none() => {
+                let line = format!("the jailer was killed by {}", signal_name(signal));
+                Cause::Failure(Fault::Host, line)
+            }
+            _ => Cause::Silence,
         }
     }
 
