@@ -11,7 +11,9 @@
 pub mod bench;
 pub mod cell;
 pub mod footprint;
+pub mod guest_vsock;
 pub mod husk;
+pub mod load;
 pub mod loops;
 pub mod payload;
 pub mod processes;

@@ -35,6 +35,26 @@ impl Tap {
         tap
     }
 
+    /// Lets a user attach to it who may not make one (`TUNSETOWNER`).
+    ///
+    /// # Panics
+    /// The driver refuses.
+    #[must_use]
+    #[track_caller]
+    pub fn owned_by(self, uid: u32) -> Self {
+        let file = attach(&self.name).unwrap_or_else(|error| panic!("tap {}: {error}", self.name));
+        // SAFETY: the request takes its argument by value.
+        let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOWNER, libc::c_ulong::from(uid)) };
+        assert!(result == 0, "tap {}: {}", self.name, io::Error::last_os_error());
+        self
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// What `--net` calls it.
     #[must_use]
     pub fn option(&self) -> String {

@@ -17,6 +17,7 @@ pub mod wire;
 
 use std::fs;
 use std::io;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ use super::guest_clock::{ClockError, GuestClock, Reading};
 use super::stages::now_ns;
 use super::trace::{KvmEntryTrace, Observed, TraceError};
 use cell::Cell;
+pub(in crate::bench) use column::{busybox, init, read};
 pub use column::{runs, runs_of};
 use talk::Talk;
 
@@ -78,6 +80,10 @@ pub struct Files {
     pub initrd: PathBuf,
     /// An erofs image with `/bin/busybox` that becomes the command's root; without it that is the initramfs.
     pub rootfs: Option<PathBuf>,
+    /// A disk image for the command to read.
+    pub data: Option<PathBuf>,
+    /// A tap that the monitor's user owns.
+    pub tap: Option<String>,
 }
 
 /// How the peer learns what to run.
@@ -167,6 +173,8 @@ impl Peer {
             kernel: copy(&files.kernel, cell::KERNEL)?,
             initrd: copy(&files.initrd, cell::INITRD)?,
             rootfs: files.rootfs.as_deref().map(|from| copy(from, cell::ROOTFS)).transpose()?,
+            data: files.data.as_deref().map(|from| copy(from, cell::DATA)).transpose()?,
+            tap: files.tap.clone(),
         };
         Ok(Self { base: base.to_owned(), files })
     }
@@ -213,6 +221,26 @@ impl Peer {
         })
     }
 
+    /// Runs a command in the quickest shape and returns what it printed. `far_end` gets the host's end of `port` before the
+    /// guest can ask for it.
+    ///
+    /// # Errors
+    /// The peer's, or the output is no text.
+    pub fn output_of(
+        &self,
+        command: &[&str],
+        port: u32,
+        far_end: impl FnOnce(UnixListener),
+    ) -> Result<String, PeerError> {
+        let mut cell = Cell::prepare(&self.base, &self.files, Shape::default())?;
+        let listener = cell.listen(wire::PORT)?;
+        far_end(cell.listen(port)?);
+        cell.spawn(&self.files)?;
+        let output = talk::output_of(&mut cell, &listener, command)?;
+        cell.wait()?;
+        Ok(output)
+    }
+
     /// Configures and starts the machine over the API; when it answered and when it said that the machine runs.
     fn tell(&self, cell: &Cell, birth: &api::Birth, shape: Shape) -> Result<(u64, u64), PeerError> {
         let failed = |source| cell.failed("API", source);
@@ -236,18 +264,17 @@ fn exec(seen: &Observed, name: &str) -> Option<u64> {
     seen.exec_of(name).map(|exec| exec.at)
 }
 
-/// The initramfs for [`Files::initrd`]: `peer-init` (static) as `/init`, and a static busybox unless the root image has it.
+/// The initramfs for [`Files::initrd`]: `peer-init` (static) as `/init`, and static programs for `/bin`.
 #[must_use]
-pub fn initrd(init: &[u8], busybox: Option<&[u8]>) -> Vec<u8> {
+pub fn initrd(init: &[u8], programs: &[(&str, &[u8])]) -> Vec<u8> {
     let archive = ["dev", "proc", "sys", "tmp", "bin", "root"]
         .into_iter()
         .fold(super::cpio::Cpio::default(), super::cpio::Cpio::directory)
         .device("dev/console", 5, 1)
         .device("dev/null", 1, 3)
         .program("init", init);
-    match busybox {
-        Some(busybox) => archive.program("bin/busybox", busybox),
-        None => archive,
-    }
-    .finish()
+    let bin = |archive: super::cpio::Cpio, (name, bytes): &(&str, &[u8])| {
+        archive.program(&format!("bin/{name}"), bytes)
+    };
+    programs.iter().fold(archive, bin).finish()
 }

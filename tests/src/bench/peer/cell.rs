@@ -21,6 +21,7 @@ use super::{COMMAND_LINE, Confinement, Files, LIMIT, PeerError, Shape, Start};
 pub(super) const KERNEL: &str = "vmlinux";
 pub(super) const INITRD: &str = "initrd";
 pub(super) const ROOTFS: &str = "rootfs.erofs";
+pub(super) const DATA: &str = "data.img";
 const CONFIG: &str = "vm.json";
 const VSOCK: &str = "v.sock";
 
@@ -41,13 +42,15 @@ pub(super) struct Cell {
 
 /// Firecracker's configuration for the shape, paths as seen in the cell.
 pub(super) fn config(files: &Files, shape: Shape) -> serde_json::Value {
-    let drives = files.rootfs.as_ref().map(|_| {
-        json!({"drive_id": "root", "path_on_host": ROOTFS, "is_root_device": false, "is_read_only": true})
-    });
+    let drive = |id, name| json!({"drive_id": id, "path_on_host": name, "is_root_device": false, "is_read_only": true});
+    let root = files.rootfs.as_ref().map(|_| drive("root", ROOTFS));
+    let data = files.data.as_ref().map(|_| drive("data", DATA));
+    let card = files.tap.as_ref().map(|tap| json!({"iface_id": "eth0", "host_dev_name": tap}));
     json!({
         "boot-source": {"kernel_image_path": KERNEL, "initrd_path": INITRD, "boot_args": COMMAND_LINE},
         "machine-config": {"vcpu_count": shape.vcpus, "mem_size_mib": shape.memory},
-        "drives": drives.into_iter().collect::<Vec<_>>(),
+        "drives": root.into_iter().chain(data).collect::<Vec<_>>(),
+        "network-interfaces": card.into_iter().collect::<Vec<_>>(),
         "vsock": {"guest_cid": 3, "uds_path": VSOCK},
     })
 }
@@ -62,8 +65,12 @@ impl Cell {
         let cell = Self { id, base: base.to_owned(), root, log, shape, process: None };
         let run = cell.run_dir();
         fs::create_dir_all(&run).map_err(|source| PeerError::File { path: run, source })?;
-        let links =
-            [(Some(&files.kernel), KERNEL), (Some(&files.initrd), INITRD), (files.rootfs.as_ref(), ROOTFS)];
+        let links = [
+            (Some(&files.kernel), KERNEL),
+            (Some(&files.initrd), INITRD),
+            (files.rootfs.as_ref(), ROOTFS),
+            (files.data.as_ref(), DATA),
+        ];
         for (from, name) in links {
             let Some(from) = from else { continue };
             fs::hard_link(from, cell.root.join(name))

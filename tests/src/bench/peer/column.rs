@@ -56,9 +56,9 @@ pub fn runs_of(programs: [&str; 3], shape: Shape, count: usize) -> Result<Vec<St
     let scratch = Scratch::new();
     let [firecracker, jailer, kernel] = programs.map(PathBuf::from);
     let image = scratch.path().join("peer-initrd.cpio");
-    fs::write(&image, initrd(&init()?, Some(&read(&busybox()?)?)))
+    fs::write(&image, initrd(&init()?, &[("busybox", &read(&busybox()?)?)]))
         .map_err(|error| format!("{}: {error}", image.display()))?;
-    let files = Files { firecracker, jailer, kernel, initrd: image, rootfs: None };
+    let files = Files { firecracker, jailer, kernel, initrd: image, rootfs: None, data: None, tap: None };
     let peer = Peer::stage(&files, scratch.path()).map_err(|error| error.to_string())?;
     let _huge_pages = HugePagesAlways::set().map_err(|error| format!("transparent huge pages: {error}"))?;
     let trace = KvmEntryTrace::new().map_err(|error| error.to_string())?;
@@ -67,7 +67,8 @@ pub fn runs_of(programs: [&str; 3], shape: Shape, count: usize) -> Result<Vec<St
     (0..count).map(|_| once().map(|stages| stages.stamps())).collect()
 }
 
-fn init() -> Result<Vec<u8>, String> {
+/// PID 1 of the peer's guest.
+pub(in crate::bench) fn init() -> Result<Vec<u8>, String> {
     let own = std::env::current_exe().map_err(|error| format!("the benchmark's own path: {error}"))?;
     let path = own.with_file_name(INIT);
     let program = read(&path).map_err(|error| format!("{error}; build it with the benchmark"))?;
@@ -78,12 +79,13 @@ fn init() -> Result<Vec<u8>, String> {
     Ok(program)
 }
 
-fn busybox() -> Result<PathBuf, String> {
+/// A static busybox of this machine.
+pub(in crate::bench) fn busybox() -> Result<PathBuf, String> {
     let found = BUSYBOX.iter().map(PathBuf::from).find(|path| path.is_file());
     found.ok_or_else(|| format!("no busybox at {BUSYBOX:?}: install busybox-static"))
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, String> {
+pub(in crate::bench) fn read(path: &Path) -> Result<Vec<u8>, String> {
     fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
 }
 

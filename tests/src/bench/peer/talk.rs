@@ -5,13 +5,18 @@
 
 use std::io::{self, Read};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::cell::Cell;
 use super::{LIMIT, PeerError, wire};
 use crate::bench::stages::now_ns;
+
+/// How long a command that is no echo may take.
+const COMMAND_LIMIT: Duration = Duration::from_secs(600);
+/// Most bytes of its line.
+const MOST_OUTPUT: usize = 4096;
 
 /// What the guest said.
 pub(super) struct Talk {
@@ -54,6 +59,27 @@ impl Talk {
         }
         Ok(talk)
     }
+}
+
+/// Has the guest run a command; what it printed, up to its first line's end. The guest stops then.
+pub(super) fn output_of(
+    cell: &mut Cell,
+    listener: &UnixListener,
+    command: &[&str],
+) -> Result<String, PeerError> {
+    let mut stream = accept(cell, listener)?;
+    let mut exchange = || -> io::Result<String> {
+        stream.set_read_timeout(Some(COMMAND_LIMIT))?;
+        wire::send_command(&mut stream, command)?;
+        wire::Hello::receive(&mut stream)?;
+        let mut output = Vec::new();
+        let mut byte = [0];
+        while stream.read(&mut byte)? == 1 && byte != *b"\n" && output.len() < MOST_OUTPUT {
+            output.extend_from_slice(&byte);
+        }
+        String::from_utf8(output).map_err(io::Error::other)
+    };
+    exchange().map_err(|source| cell.failed("guest", source))
 }
 
 /// The guest's connection; a peer that ended first is an error at once.

@@ -1,10 +1,12 @@
 //! Prints the stages of a cold run, with the peer in the same boot of the lab.
 //!
-//! `husk-bench [--husk PATH] [--runs N] [--unit instructions|time] [--firecracker PATH --jailer PATH --kernel PATH]`
+//! `husk-bench [--husk PATH] [--runs N] [--unit instructions|time] [--firecracker PATH --jailer PATH --kernel PATH]`, with
+//! `--load PATH` (the guest's program) what the devices' work costs instead.
 //!
 //! A benchmark judges nothing: an aim that is missed is printed with the stage that takes most of it.
 
 mod table;
+mod throughput;
 
 use husk_tests::bench::stages::{Stamps, between, cold_run};
 use std::process::ExitCode;
@@ -20,6 +22,7 @@ struct Options {
     firecracker: Option<String>,
     jailer: Option<String>,
     kernel: Option<String>,
+    load: Option<String>,
 }
 
 fn options() -> Result<Options, String> {
@@ -30,6 +33,7 @@ fn options() -> Result<Options, String> {
         firecracker: None,
         jailer: None,
         kernel: None,
+        load: None,
     };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
@@ -41,6 +45,7 @@ fn options() -> Result<Options, String> {
             "--firecracker" => options.firecracker = Some(value),
             "--jailer" => options.jailer = Some(value),
             "--kernel" => options.kernel = Some(value),
+            "--load" => options.load = Some(value),
             _ => return Err(format!("{word}: no such option")),
         }
     }
@@ -48,7 +53,11 @@ fn options() -> Result<Options, String> {
 }
 
 fn main() -> ExitCode {
-    match options().and_then(|options| bench(&options)) {
+    let done = options().and_then(|options| match &options.load {
+        Some(program) => throughput::bench(&options, program),
+        None => bench(&options),
+    });
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("husk-bench: {error}");
