@@ -19,7 +19,8 @@ use std::fmt;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct RawSpec {
-    /// Kernel, initrd and command line.
+    /// Kernel, initrd and command line; absent, as husk takes it: Husk's own.
+    #[serde(default)]
     pub boot_source: RawBootSource,
     /// vCPUs and memory.
     #[serde(default)]
@@ -54,7 +55,8 @@ pub struct RawSpec {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawBootSource {
-    /// ELF (64-bit protocol or PVH) or bzImage.
+    /// ELF (64-bit protocol or PVH) or bzImage; absent, as husk takes it: Husk's own.
+    #[serde(default)]
     pub kernel_image_path: FileRef,
     /// Initial RAM file system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -334,6 +336,14 @@ mod tests {
         assert_eq!(spec.machine_config.vcpu_count, 2);
         assert_eq!(spec.machine_config.huge_pages, HugePages::TwoMiB);
         assert_eq!(spec.drives[0].path_on_host, FileRef::Path("root.ext4".into()));
+    }
+
+    #[test]
+    fn what_is_booted_may_be_left_to_husk() {
+        for text in ["{}", r#"{"boot-source": {"boot_args": "quiet"}}"#] {
+            let spec: RawSpec = serde_json::from_str(text).unwrap();
+            assert_eq!(spec.boot_source.kernel_image_path, FileRef::default(), "{text}");
+        }
     }
 
     #[test]
