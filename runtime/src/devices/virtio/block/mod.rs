@@ -169,7 +169,7 @@ impl VirtioDevice for Block {
         // A driver may use fewer queues than there are, but not none.
         let first = activation.take_queue(0)?;
         let queues = std::iter::once(first).chain(activation.queues.into_iter().flatten()).collect();
-        Ok(Box::new(worker::BlockWorker::new(queues, self.disk.clone(), activation.dropped)))
+        Ok(Box::new(worker::BlockWorker::new(queues, self.disk.clone(), &activation.dropped)))
     }
 }
 

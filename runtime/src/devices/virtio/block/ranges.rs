@@ -45,8 +45,9 @@ struct Range {
     unmap: bool,
 }
 
-/// Does what `data`, the ranges of a request, asks for.
-pub(super) fn apply(disk: &Disk, kind: Kind, data: &mut GuestIo<'_>) -> Status {
+/// Does what `data`, the ranges of a request, asks for. Adds to `zeroed` the bytes that the host may have had to write for
+/// it: those of ranges whose blocks it was not asked to, or could not, let go of.
+pub(super) fn apply(disk: &Disk, kind: Kind, data: &mut GuestIo<'_>, zeroed: &mut u64) -> Status {
     if disk.read_only {
         return Status::IoError;
     }
@@ -64,15 +65,20 @@ pub(super) fn apply(disk: &Disk, kind: Kind, data: &mut GuestIo<'_>) -> Status {
             Err(status) => return status,
         }
     }
+    let mut zero = |range: Range| {
+        let done = zero(disk, range);
+        *zeroed += if done == Err(Errno::OPNOTSUPP) { 0 } else { range.len };
+        done
+    };
     let refused = ranges.into_iter().flatten().filter(|range| range.len > 0).find_map(|range| {
         let done = match kind {
             Kind::Discard => punch(disk, range),
             // Blocks that may go need not be zeros on the disk; a host that cannot let them go writes zeros after all.
             Kind::WriteZeroes if range.unmap => match punch(disk, range) {
-                Err(Errno::OPNOTSUPP) => zero(disk, range),
+                Err(Errno::OPNOTSUPP) => zero(range),
                 done => done,
             },
-            Kind::WriteZeroes => zero(disk, range),
+            Kind::WriteZeroes => zero(range),
         };
         done.err()
     });

@@ -10,6 +10,7 @@ use super::{ID_BYTES, SEGMENT_BYTES, SEGMENTS};
 use crate::devices::virtio::Memory;
 use crate::devices::virtio::guest_io::{BadBuffer, GuestIo};
 use crate::devices::virtio::queue::Chain;
+use crate::devices::virtio::service::Answer;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -53,8 +54,9 @@ impl From<BadBuffer> for Nonsense {
     }
 }
 
-/// Does what `chain` asks for, writes the status, and returns how many bytes were written into the chain's buffers.
-pub(super) fn handle(memory: &Memory, chain: &Chain, disk: &Disk) -> Result<u32, Nonsense> {
+/// Does what `chain` asks for and writes the status. The cost is bytes: those that were read from the disk or written to
+/// it, and those that were zeroed there.
+pub(super) fn handle(memory: &Memory, chain: &Chain, disk: &Disk) -> Result<Answer, Nonsense> {
     let mut readable = GuestIo::new(memory, &chain.readable, Permissions::Read)?;
     let mut header = [0; HEADER_BYTES];
     if readable.copy_into(&mut header) != HEADER_BYTES {
@@ -63,6 +65,7 @@ pub(super) fn handle(memory: &Memory, chain: &Chain, disk: &Disk) -> Result<u32,
     let mut writable = GuestIo::new(memory, &chain.writable, Permissions::Write)?;
     let mut status = GuestIo::new(memory, &chain.writable, Permissions::Write)?;
     let room = writable.len().checked_sub(1).ok_or(Nonsense)?;
+    let (given, mut zeroed) = (readable.len(), 0);
     writable.truncate(room);
     status.advance(room);
 
@@ -75,18 +78,19 @@ pub(super) fn handle(memory: &Memory, chain: &Chain, disk: &Disk) -> Result<u32,
             Ok(()) => Status::Ok,
             Err(_) => Status::IoError,
         },
-        blk::VIRTIO_BLK_T_DISCARD => ranges::apply(disk, Kind::Discard, &mut readable),
-        blk::VIRTIO_BLK_T_WRITE_ZEROES => ranges::apply(disk, Kind::WriteZeroes, &mut readable),
+        blk::VIRTIO_BLK_T_DISCARD => ranges::apply(disk, Kind::Discard, &mut readable, &mut zeroed),
+        blk::VIRTIO_BLK_T_WRITE_ZEROES => ranges::apply(disk, Kind::WriteZeroes, &mut readable, &mut zeroed),
         blk::VIRTIO_BLK_T_GET_ID => {
             writable.fill_from(&disk.serial);
             Status::Ok
         }
         _ => Status::Unsupported,
     };
-    let written = room - writable.len();
+    let (read, written) = (given - readable.len(), room - writable.len());
     status.fill_from(&[outcome as u8]);
     // A chain has fewer than 2^32 bytes, and MAX_BYTES bounds what was written further.
-    Ok(u32::try_from(written + 1).unwrap_or(u32::MAX))
+    let answered = u32::try_from(written + 1).unwrap_or(u32::MAX);
+    Ok(Answer { written: answered, cost: (read + written) as u64 + zeroed })
 }
 
 fn split(header: [u8; HEADER_BYTES]) -> (u32, u32, u64) {

@@ -85,6 +85,28 @@ fn zeros_are_written_or_the_driver_is_told_to_write_them() {
 }
 
 #[test]
+fn zeros_cost_what_the_host_may_have_written() {
+    let disk = rig_on_disk();
+    let cost = |rig: &Rig, kind, flags: u32| {
+        rig.memory.write_obj(9_u64, GuestAddress(RANGES)).unwrap();
+        rig.memory.write_obj(3_u32, GuestAddress(RANGES + 8)).unwrap();
+        rig.memory.write_obj(flags, GuestAddress(RANGES + 12)).unwrap();
+        rig.header(kind, 0);
+        let readable = vec![buffer(HEADER, 16), buffer(RANGES, 16)];
+        let chain = Chain { head: 0, readable, writable: vec![buffer(STATUS, 1)] };
+        let (answer, status) = rig.run_and_count(&chain);
+        (status, answer.unwrap().cost)
+    };
+    // The ranges themselves are 16 bytes. A host that does not zero has written nothing.
+    let (status, bytes) = cost(&disk, blk::VIRTIO_BLK_T_WRITE_ZEROES, 0);
+    assert_eq!(bytes, if status == 0 { 16 + 3 * 512 } else { 16 });
+    let memory = crate::devices::virtio::block::request::tests::rig();
+    assert_eq!(cost(&memory, blk::VIRTIO_BLK_T_WRITE_ZEROES, UNMAP), (0, 16), "a hole");
+    assert_eq!(cost(&memory, blk::VIRTIO_BLK_T_WRITE_ZEROES, 0), (2, 16));
+    assert_eq!(cost(&memory, blk::VIRTIO_BLK_T_DISCARD, 0), (0, 16));
+}
+
+#[test]
 fn item_10_ranges_that_are_not_on_the_disk_are_errors() {
     let rig = rig();
     for (sector, sectors) in [

@@ -48,6 +48,12 @@ impl Rig {
     }
 
     pub(crate) fn run(&self, chain: &Chain) -> (Result<u32, Nonsense>, u8) {
+        let (result, status) = self.run_and_count(chain);
+        (result.map(|answer| answer.written), status)
+    }
+
+    /// What it did, and what it cost in bytes.
+    pub(crate) fn run_and_count(&self, chain: &Chain) -> (Result<Answer, Nonsense>, u8) {
         let result = handle(&self.memory, chain, &self.disk);
         (result, self.memory.read_obj(GuestAddress(STATUS)).unwrap())
     }
@@ -116,8 +122,7 @@ fn header_and_status_may_share_buffers_with_data() {
     let rig = rig();
     rig.header(blk::VIRTIO_BLK_T_IN, 9);
     let readable = vec![buffer(HEADER, 4), buffer(HEADER + 4, 12)];
-    let result =
-        handle(&rig.memory, &Chain { head: 0, readable, writable: vec![buffer(DATA, 513)] }, &rig.disk);
+    let result = rig.run(&Chain { head: 0, readable, writable: vec![buffer(DATA, 513)] }).0;
     assert_eq!(result, Ok(513));
     assert_eq!(rig.guest(DATA, 512), [9; 512]);
     assert_eq!(rig.guest(DATA + 512, 1), [0]);
@@ -239,4 +244,23 @@ fn the_serial_is_what_fits() {
     assert_eq!(rig.plain(blk::VIRTIO_BLK_T_GET_ID, 4), (Ok(5), 0));
     assert_eq!(rig.plain(blk::VIRTIO_BLK_T_GET_ID, 0), (Ok(1), 0));
     assert_eq!(rig.plain(blk::VIRTIO_BLK_T_GET_ID, 512), (Ok(21), 0));
+}
+
+#[test]
+fn a_request_costs_what_it_moved() {
+    let rig = rig();
+    let cost = |kind, sector, readable: &[Buffer], writable: &[Buffer]| {
+        rig.header(kind, sector);
+        let readable = [&[buffer(HEADER, 16)], readable].concat();
+        let writable = [writable, &[buffer(STATUS, 1)]].concat();
+        rig.run_and_count(&Chain { head: 0, readable, writable }).0.unwrap().cost
+    };
+    let data = |len| [buffer(DATA, len)];
+    assert_eq!(cost(blk::VIRTIO_BLK_T_IN, 0, &[], &data(1024)), 1024);
+    assert_eq!(cost(blk::VIRTIO_BLK_T_OUT, 1, &data(512), &[]), 512);
+    assert_eq!(cost(blk::VIRTIO_BLK_T_FLUSH, 0, &[], &[]), 0);
+    // What is refused moves nothing, whatever it claims.
+    assert_eq!(cost(blk::VIRTIO_BLK_T_IN, SECTORS, &[], &data(512)), 0);
+    assert_eq!(cost(blk::VIRTIO_BLK_T_OUT, 0, &[buffer(0, 8 << 20); 126], &[]), 0);
+    assert_eq!(cost(99, 0, &data(512), &data(512)), 0);
 }
