@@ -4,6 +4,7 @@
 //! which it was given, every value that cannot be. Invariant: a [`Plan`] names only descriptors that its caller has put
 //! into the list, in the order of the list.
 
+mod limits;
 mod names;
 mod network;
 
@@ -13,7 +14,9 @@ pub(crate) use network::network;
 use crate::options::Options;
 use husk_protocol::exec::{DriveMount, Exec, Mounts, RootMount, User, WindowSize};
 use husk_protocol::network::{Mac, format_mac};
-use husk_protocol::spec::{BootProtocol, CacheType, FileRef, HugePages, RawDrive, RawMachineConfig, RawSpec};
+use husk_protocol::spec::{
+    BootProtocol, CacheType, FileRef, HugePages, MAX_REFILL_MS, RawDrive, RawMachineConfig, RawSpec,
+};
 use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
 
@@ -114,6 +117,16 @@ pub(crate) enum PlanError {
         "config: boot-source.boot_args {0:?} is not allowed; at most {LONGEST_BOOT_ARGS} printable ASCII characters"
     )]
     BootArgs(String),
+    /// A bucket of a rate limiter that takes too long to fill.
+    #[error(
+        "config: {key} {value} is out of range; 0 to {MAX_REFILL_MS} ms, a day, is allowed (0: no limit)"
+    )]
+    Refill {
+        /// Which.
+        key: String,
+        /// As given.
+        value: u64,
+    },
     /// A user that cannot be one.
     #[error("--user {0:?} is not NAME, UID, NAME:GROUP or UID:GID")]
     User(String),
@@ -140,6 +153,7 @@ pub(crate) struct Places {
 pub(crate) fn machine(options: &Options, base: &RawSpec) -> Result<RawSpec, PlanError> {
     check_command(options)?;
     check_base(base)?;
+    limits::check(base)?;
     let mut spec = base.clone();
     spec.machine_config = machine_config(options, &base.machine_config)?;
     if !options.pin.is_empty() || options.prefault || options.hugepages {
@@ -335,6 +349,9 @@ pub(crate) fn with_files(mut spec: RawSpec, options: &Options, places: &Places) 
     }
     spec.boot_source.kernel_image_path = FileRef::Fd(places.kernel);
     spec.boot_source.initrd_path = Some(FileRef::Fd(places.initrd));
+    // The configuration's root, unless another one was named, has the limits that it has there.
+    let configured = spec.drives.iter().find(|drive| drive.is_root_device);
+    let rate_limiter = configured.filter(|_| options.rootfs.is_none()).and_then(|drive| drive.rate_limiter);
     let root = RawDrive {
         drive_id: ROOT.to_owned(),
         path_on_host: FileRef::Fd(places.root),
@@ -342,6 +359,7 @@ pub(crate) fn with_files(mut spec: RawSpec, options: &Options, places: &Places) 
         is_read_only: true,
         cache_type: CacheType::Unsafe,
         queues: 1,
+        rate_limiter,
     };
     let mounted = options.drives.iter().enumerate().map(|(index, drive)| RawDrive {
         drive_id: drive_id(index),
@@ -351,6 +369,7 @@ pub(crate) fn with_files(mut spec: RawSpec, options: &Options, places: &Places) 
         // What the guest synced is on the disk, as on a machine of its own.
         cache_type: if drive.writable { CacheType::Writeback } else { CacheType::Unsafe },
         queues: 1,
+        rate_limiter: None,
     });
     let data = std::mem::take(&mut spec.drives).into_iter().filter(|drive| !drive.is_root_device);
     let files = places.drives.iter().map(|&place| FileRef::Fd(place));

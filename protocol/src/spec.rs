@@ -6,10 +6,12 @@
 //! `queues`, and `mtu`, `allow`, `guest_ip` and `tap` of a network card.
 
 mod balloon;
+mod limiter;
 mod network;
 
 pub use balloon::RawBalloon;
-pub use network::{NoLimiter, RawNetwork};
+pub use limiter::{MAX_REFILL_MS, RawRateLimiter, RawTokenBucket};
+pub use network::RawNetwork;
 
 use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -158,6 +160,9 @@ pub struct RawDrive {
     /// Husk: request queues, 1 to `vcpu_count`.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub queues: u64,
+    /// How much is read and written in a time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limiter: Option<RawRateLimiter>,
 }
 
 /// What a guest's flush does.
@@ -190,10 +195,14 @@ pub struct RawVsock {
     pub vsock_id: Option<String>,
 }
 
-/// The entropy device. It has no keys: a `rate_limiter` is refused as unknown, since the device bounds its work itself.
+/// The entropy device.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct RawEntropy {}
+pub struct RawEntropy {
+    /// How much the guest gets in a time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limiter: Option<RawRateLimiter>,
+}
 
 /// Where vCPUs and memory are put.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -321,12 +330,14 @@ mod tests {
     const FIRECRACKERS: &str = r#"{
         "boot-source": {"kernel_image_path": "vmlinux", "boot_args": "quiet", "initrd_path": null},
         "drives": [{"drive_id": "rootfs", "path_on_host": "root.ext4", "is_root_device": true,
-                    "is_read_only": false, "cache_type": "Unsafe"}],
+                    "is_read_only": false, "cache_type": "Unsafe",
+                    "rate_limiter": {"bandwidth": {"size": 1000, "one_time_burst": null, "refill_time": 100}}}],
         "machine-config": {"vcpu_count": 2, "mem_size_mib": 1024, "smt": false, "track_dirty_pages": false,
                            "huge_pages": "2M"},
-        "network-interfaces": [{"iface_id": "net1", "guest_mac": "06:00:AC:10:00:02", "host_dev_name": "tap0"}],
+        "network-interfaces": [{"iface_id": "net1", "guest_mac": "06:00:AC:10:00:02", "host_dev_name": "tap0",
+                                "rx_rate_limiter": null, "tx_rate_limiter": {"ops": null}}],
         "vsock": {"guest_cid": 3, "uds_path": "/tmp/v.sock"},
-        "entropy": {},
+        "entropy": {"rate_limiter": {"ops": {"size": 10, "one_time_burst": 5, "refill_time": 100}}},
         "balloon": {"amount_mib": 64, "deflate_on_oom": true, "stats_polling_interval_s": 0}
     }"#;
 
@@ -353,18 +364,6 @@ mod tests {
                 .unwrap_err()
                 .to_string();
         assert!(error.contains("unknown field `kernel`"), "{error}");
-    }
-
-    #[test]
-    fn an_entropy_device_has_no_rate_limiter() {
-        let with = |entropy: &str| {
-            let text = format!(r#"{{"boot-source": {{"kernel_image_path": "k"}}, "entropy": {entropy}}}"#);
-            serde_json::from_str::<RawSpec>(&text).map(|spec| spec.entropy)
-        };
-        assert_eq!(with("{}").unwrap(), Some(RawEntropy {}));
-        assert_eq!(with("null").unwrap(), None);
-        let error = with(r#"{"rate_limiter": {"bandwidth": {}}}"#).unwrap_err().to_string();
-        assert!(error.contains("unknown field `rate_limiter`"), "{error}");
     }
 
     #[test]

@@ -12,6 +12,8 @@ use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::block::{Block, BlockError};
 use crate::devices::virtio::entropy::Entropy;
 use crate::devices::virtio::event_loop::{EventLoop, LoopHandle};
+use crate::devices::virtio::gate::Limit;
+use crate::devices::virtio::limiter::{RateLimiter, TokenBucket};
 use crate::devices::virtio::mmio::{MmioTransport, NOTIFY_OFFSET};
 use crate::devices::virtio::net::{Net, policy::Policy};
 use crate::devices::virtio::vsock::{Vsock, VsockAnswers, VsockHost};
@@ -19,7 +21,7 @@ use crate::devices::{Bus, BusError, i8042::I8042, serial::Serial};
 use crate::kvm::{Hypervisor, KvmError, Vm};
 use crate::memory::{self, GuestMemory, MemoryError};
 use crate::resources::DeviceFiles;
-use crate::spec::{BalloonSpec, DeviceSpec, DriveSpec, MachineSpec, NetworkSpec};
+use crate::spec::{BalloonSpec, BucketSpec, DeviceSpec, DriveSpec, LimiterSpec, MachineSpec, NetworkSpec};
 use crate::vcpu::{self, Buses, Exits, Vcpu, VcpuHandle};
 use husk_seccomp::Role;
 use kvm_ioctls::VcpuFd;
@@ -156,11 +158,11 @@ impl Machine {
                 DeviceSpec::Drive(drive) => {
                     let file = drives.next().ok_or_else(|| MachineError::NoSlot { device: name.clone() })?;
                     workers = virtio.drive_loop().map_err(descriptor(&name))?;
-                    Box::new(disk(drive, file)?)
+                    Box::new(disk(drive, file)?.with_limit(limit(drive.limiter(), &name)?))
                 }
                 DeviceSpec::Network(card) => {
                     let tap = taps.next().ok_or_else(|| MachineError::NoSlot { device: name.clone() })?;
-                    Box::new(network_card(card, tap))
+                    Box::new(network_card(card, tap, &name)?)
                 }
                 DeviceSpec::Vsock(it) => {
                     let host = streams.take().map_or_else(VsockHost::default, |it| socket_host(&spec, it));
@@ -168,7 +170,7 @@ impl Machine {
                     vsock = Some(answers);
                     Box::new(device)
                 }
-                DeviceSpec::Entropy => Box::new(Entropy),
+                DeviceSpec::Entropy(it) => Box::new(Entropy::new(limit(it.limiter(), &name)?)),
                 DeviceSpec::Balloon(it) => Box::new(balloon(it)),
             };
             virtio.add(device, &name, workers)?;
@@ -292,9 +294,17 @@ fn balloon(it: &BalloonSpec) -> Balloon {
     Balloon::new(it.amount_mib(), it.deflate_on_oom(), it.free_page_reporting())
 }
 
-fn network_card(card: &NetworkSpec, tap: OwnedFd) -> Net {
+fn network_card(card: &NetworkSpec, tap: OwnedFd, name: &str) -> Result<Net, MachineError> {
     let policy = Policy::new(card.allow().to_vec(), card.addresses().to_vec());
-    Net::new(tap, card.mac(), card.mtu(), policy)
+    let net = Net::new(tap, card.mac(), card.mtu(), policy);
+    Ok(net.with_limits(limit(card.receive_limiter(), name)?, limit(card.transmit_limiter(), name)?))
+}
+
+/// The rate limiter that `spec` asks for, full from now on.
+fn limit(spec: Option<LimiterSpec>, device: &str) -> Result<Option<Limit>, MachineError> {
+    let bucket = |it: BucketSpec| TokenBucket::new(it.size(), it.burst(), it.refill_ms());
+    let limiter = spec.map(|it| RateLimiter::new(it.bandwidth().map(bucket), it.operations().map(bucket)));
+    limiter.map(|limiter| Limit::new(limiter).map_err(descriptor(device))).transpose()
 }
 
 /// Puts virtio devices on the bus, one slot after the other.

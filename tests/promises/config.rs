@@ -91,7 +91,17 @@ fn what_is_wrong_in_it_is_named() {
     let card = |keys: &str| format!(r#"{{{boot}, "network-interfaces": [{{"iface_id": "eth0", {keys}}}]}}"#);
     refused(&card(r#""host_dev_name": "nosuchtap0""#), &["nosuchtap0"]);
     refused(&card(r#""host_dev_name": "tap0", "colour": 1"#), &["network-interfaces", "colour"]);
-    refused(&format!(r#"{{{boot}, "entropy": {{"rate_limiter": {{}}}}}}"#), &["entropy", "rate_limiter"]);
+    let limiter = |keys: &str| format!(r#"{{{boot}, "entropy": {{"rate_limiter": {{{keys}}}}}}}"#);
+    refused(&limiter(r#""rate": {}"#), &["entropy.rate_limiter", "rate"]);
+    refused(&limiter(r#""ops": {"size": 1}"#), &["entropy.rate_limiter.ops", "refill_time"]);
+    refused(
+        &limiter(r#""bandwidth": {"size": -1, "refill_time": 1}"#),
+        &["entropy.rate_limiter.bandwidth.size", "-1"],
+    );
+    refused(
+        &limiter(r#""bandwidth": {"size": 1, "refill_time": 86400001}"#),
+        &["entropy.rate_limiter.bandwidth.refill_time", "86400001", "0 to 86400000 ms"],
+    );
     let balloon = |keys: &str| format!(r#"{{{boot}, "balloon": {{"deflate_on_oom": false, {keys}}}}}"#);
     refused(&balloon(r#""amount_mib": 113"#), &["balloon.amount_mib", "113", "112"]);
     refused(

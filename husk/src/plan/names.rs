@@ -87,6 +87,7 @@ mod tests {
             is_read_only: false,
             cache_type: CacheType::Unsafe,
             queues: 1,
+            rate_limiter: None,
         });
         let names = FileNames::of(&options, &base);
         let told = |line| explained(&names, Fault::Guest, line, true);

@@ -1,12 +1,12 @@
 use super::*;
 use crate::options::{DriveOption, NetworkOption};
-use husk_protocol::spec::RawNetwork;
+use husk_protocol::spec::{RawNetwork, RawRateLimiter, RawTokenBucket};
 
 fn options() -> Options {
     Options { command: vec!["true".into()], ..Options::default() }
 }
 
-fn drive(id: &str, root: bool) -> RawDrive {
+pub(super) fn drive(id: &str, root: bool) -> RawDrive {
     RawDrive {
         drive_id: id.into(),
         path_on_host: FileRef::Path("x".into()),
@@ -14,6 +14,7 @@ fn drive(id: &str, root: bool) -> RawDrive {
         is_read_only: false,
         cache_type: CacheType::Unsafe,
         queues: 1,
+        rate_limiter: None,
     }
 }
 
@@ -85,7 +86,7 @@ fn an_entropy_device_is_asked_for_by_the_option_or_by_the_configuration() {
     assert!(machine(&options(), &RawSpec::default()).unwrap().entropy.is_none());
     let over = Options { entropy: true, ..options() };
     assert!(machine(&over, &RawSpec::default()).unwrap().entropy.is_some());
-    let base = RawSpec { entropy: Some(husk_protocol::spec::RawEntropy {}), ..RawSpec::default() };
+    let base = RawSpec { entropy: Some(husk_protocol::spec::RawEntropy::default()), ..RawSpec::default() };
     assert!(machine(&options(), &base).unwrap().entropy.is_some());
 }
 
@@ -189,6 +190,37 @@ fn files_take_their_places_and_the_guest_finds_them_by_serial() {
     let mounts = mounts(&over);
     assert_eq!(mounts.root.serial, "husk-root");
     assert_eq!((mounts.drives[0].serial.as_str(), mounts.drives[0].read_only), ("husk-drive0", false));
+}
+
+#[test]
+fn limits_stay_with_the_drives_of_the_configuration() {
+    let limited = |drive: RawDrive, size| {
+        let ops = Some(RawTokenBucket { size, one_time_burst: None, refill_time: 100 });
+        RawDrive { rate_limiter: Some(RawRateLimiter { bandwidth: None, ops }), ..drive }
+    };
+    let drives = vec![drive("a", false), limited(drive("r", true), 1), limited(drive("b", false), 2)];
+    let base = RawSpec { drives, ..RawSpec::default() };
+    let sizes = |over: &Options| {
+        let places = Places {
+            kernel: 1,
+            own_kernel: true,
+            initrd: 2,
+            root: 3,
+            drives: vec![4, 5, 6],
+            taps: Vec::new(),
+            exec: 7,
+            listener: None,
+            console: None,
+        };
+        let spec = with_files(machine(over, &base).unwrap(), over, &places);
+        let size = |drive: &RawDrive| Some(drive.rate_limiter?.ops?.size);
+        spec.drives.iter().map(size).collect::<Vec<_>>()
+    };
+    let mut over = options();
+    over.drives = vec![DriveOption { file: "x".into(), target: "/x".into(), writable: false }];
+    assert_eq!(sizes(&over), [Some(1), None, Some(2), None]);
+    over.rootfs = Some("other".into());
+    assert_eq!(sizes(&over), [None, None, Some(2), None]);
 }
 
 #[test]

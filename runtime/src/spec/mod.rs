@@ -5,12 +5,16 @@
 //! within the bounds that they state.
 
 mod error;
+mod limits;
 mod network;
 mod parts;
 
 pub use error::SpecError;
+pub use limits::{BucketSpec, LimiterSpec};
 pub use network::NetworkSpec;
-pub use parts::{BalloonSpec, BootSpec, DriveSpec, ExecSpec, MemorySpec, PlacementSpec, VsockSpec};
+pub use parts::{
+    BalloonSpec, BootSpec, DriveSpec, EntropySpec, ExecSpec, MemorySpec, PlacementSpec, VsockSpec,
+};
 
 use husk_protocol::spec::{FileRef, RawDrive, RawSpec};
 use std::collections::HashSet;
@@ -38,7 +42,7 @@ pub enum DeviceSpec<'a> {
     /// The socket device.
     Vsock(&'a VsockSpec),
     /// The entropy device.
-    Entropy,
+    Entropy(&'a EntropySpec),
     /// The balloon.
     Balloon(&'a BalloonSpec),
 }
@@ -51,7 +55,7 @@ impl DeviceSpec<'_> {
             Self::Drive(drive) => format!("drive {:?}", drive.id()),
             Self::Network(card) => format!("network interface {:?}", card.id()),
             Self::Vsock(_) => "vsock".to_owned(),
-            Self::Entropy => "entropy".to_owned(),
+            Self::Entropy(_) => "entropy".to_owned(),
             Self::Balloon(_) => "balloon".to_owned(),
         }
     }
@@ -66,7 +70,7 @@ pub struct MachineSpec {
     drives: Vec<DriveSpec>,
     networks: Vec<NetworkSpec>,
     vsock: Option<VsockSpec>,
-    entropy: bool,
+    entropy: Option<EntropySpec>,
     balloon: Option<BalloonSpec>,
     placement: PlacementSpec,
     exec: Option<ExecSpec>,
@@ -133,7 +137,7 @@ impl MachineSpec {
         let drives = self.drives.iter().map(DeviceSpec::Drive);
         let networks = self.networks.iter().map(DeviceSpec::Network);
         let vsock = self.vsock.iter().map(DeviceSpec::Vsock);
-        let entropy = self.entropy.then_some(DeviceSpec::Entropy);
+        let entropy = self.entropy.iter().map(DeviceSpec::Entropy);
         drives.chain(networks).chain(vsock).chain(entropy).chain(self.balloon.iter().map(DeviceSpec::Balloon))
     }
 }
@@ -159,7 +163,7 @@ impl TryFrom<RawSpec> for MachineSpec {
             drives: drives(raw.drives, vcpus)?,
             networks: network::all(raw.network_interfaces)?,
             vsock: VsockSpec::new(raw.vsock, exec.is_some())?,
-            entropy: raw.entropy.is_some(),
+            entropy: raw.entropy.map(EntropySpec::new).transpose()?,
             balloon: raw.balloon.map(|balloon| BalloonSpec::new(&balloon, memory)).transpose()?,
             placement,
             exec,

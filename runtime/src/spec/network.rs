@@ -2,7 +2,7 @@
 //!
 //! Invariant: as for the other parts: private fields, one constructor, which is where the rules are.
 
-use super::SpecError;
+use super::{LimiterSpec, SpecError};
 use husk_protocol::network::{
     AllowRule, GuestAddress, MAX_ADDRESSES, MAX_RULES, MTUS, Mac, NetworkError, Prefix, parse_mac,
 };
@@ -24,6 +24,8 @@ pub struct NetworkSpec {
     mtu: u16,
     allow: Vec<AllowRule>,
     addresses: Vec<Prefix>,
+    receive_limiter: Option<LimiterSpec>,
+    transmit_limiter: Option<LimiterSpec>,
 }
 
 /// All of them; each id and each address once.
@@ -75,7 +77,9 @@ impl NetworkSpec {
         let addresses: Vec<GuestAddress> = list(&key("guest_ip"), &raw.guest_ip, MAX_ADDRESSES)?;
         let addresses = addresses.into_iter().map(|address| address.0).collect();
         let tap = raw.tap.unwrap_or(FileRef::Path(raw.host_dev_name.unwrap_or_default()));
-        Ok(Self { id: raw.iface_id, mac, tap, mtu, allow, addresses })
+        let receive_limiter = LimiterSpec::new(raw.rx_rate_limiter, &key("rx_rate_limiter"))?;
+        let transmit_limiter = LimiterSpec::new(raw.tx_rate_limiter, &key("tx_rate_limiter"))?;
+        Ok(Self { id: raw.iface_id, mac, tap, mtu, allow, addresses, receive_limiter, transmit_limiter })
     }
 
     /// Its name on the host: 1 to 64 bytes of letters, digits, `_`, `-` and `.`.
@@ -113,6 +117,18 @@ impl NetworkSpec {
     pub fn addresses(&self) -> &[Prefix] {
         &self.addresses
     }
+
+    /// How much the guest receives in a time; `None`: no limit.
+    #[must_use]
+    pub fn receive_limiter(&self) -> Option<LimiterSpec> {
+        self.receive_limiter
+    }
+
+    /// How much the guest sends in a time; `None`: no limit.
+    #[must_use]
+    pub fn transmit_limiter(&self) -> Option<LimiterSpec> {
+        self.transmit_limiter
+    }
 }
 
 fn wrong(key: String, value: &str, error: &NetworkError) -> SpecError {
@@ -140,6 +156,7 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+    use husk_protocol::spec::{RawRateLimiter, RawTokenBucket};
 
     fn raw() -> RawNetwork {
         RawNetwork {
@@ -189,6 +206,22 @@ mod tests {
         assert!(text.contains("allow (entries): 65") && text.contains("0 to 64"), "{text}");
         let text = refused(|raw| raw.guest_ip = vec!["127.0.0.1/8".into()]);
         assert!(text.starts_with("network-interfaces[0].guest_ip[0]: \"127.0.0.1/8\""), "{text}");
+    }
+
+    #[test]
+    fn each_direction_has_a_limiter_of_its_own() {
+        let limiter = |refill_time| {
+            let ops = Some(RawTokenBucket { size: 5, one_time_burst: None, refill_time });
+            Some(RawRateLimiter { bandwidth: None, ops })
+        };
+        let size = |limiter: Option<LimiterSpec>| Some(limiter?.operations()?.refill_ms().get());
+        let raw = RawNetwork { rx_rate_limiter: limiter(1), tx_rate_limiter: limiter(2), ..raw() };
+        let card = &all(vec![raw]).unwrap()[0];
+        assert_eq!((size(card.receive_limiter()), size(card.transmit_limiter())), (Some(1), Some(2)));
+        let text = refused(|raw| raw.rx_rate_limiter = limiter(u64::MAX));
+        assert!(text.starts_with("network-interfaces[0].rx_rate_limiter.ops.refill_time: 1844"), "{text}");
+        let text = refused(|raw| raw.tx_rate_limiter = limiter(u64::MAX));
+        assert!(text.starts_with("network-interfaces[0].tx_rate_limiter.ops.refill_time: 1844"), "{text}");
     }
 
     #[test]

@@ -2,12 +2,12 @@
 //!
 //! Invariant: fields are private and set by one constructor each, which is where the rules are.
 
-use super::{DEFAULT_CID, MAX_DRIVE_ID, MAX_MEMORY_MIB, MIN_MEMORY_MIB, SpecError};
+use super::{DEFAULT_CID, LimiterSpec, MAX_DRIVE_ID, MAX_MEMORY_MIB, MIN_MEMORY_MIB, SpecError};
 use crate::arch::cmdline;
 use crate::memory::Backing;
 use husk_protocol::spec::{
-    BootProtocol, CacheType, FileRef, HugePages, RawBalloon, RawBootSource, RawDrive, RawExec, RawPlacement,
-    RawVsock,
+    BootProtocol, CacheType, FileRef, HugePages, RawBalloon, RawBootSource, RawDrive, RawEntropy, RawExec,
+    RawPlacement, RawVsock,
 };
 
 /// Highest CPU number that a pin may name: what an affinity mask of the kernel's default size holds.
@@ -112,6 +112,7 @@ pub struct DriveSpec {
     read_only: bool,
     cache: CacheType,
     queues: u8,
+    limiter: Option<LimiterSpec>,
 }
 
 impl DriveSpec {
@@ -134,6 +135,7 @@ impl DriveSpec {
             read_only: raw.is_read_only,
             cache: raw.cache_type,
             queues,
+            limiter: LimiterSpec::new(raw.rate_limiter, &format!("drives[{index}].rate_limiter"))?,
         })
     }
 
@@ -172,6 +174,12 @@ impl DriveSpec {
     pub fn queues(&self) -> u8 {
         self.queues
     }
+
+    /// How much is read and written in a time; `None`: no limit.
+    #[must_use]
+    pub fn limiter(&self) -> Option<LimiterSpec> {
+        self.limiter
+    }
 }
 
 /// The vsock device.
@@ -208,6 +216,24 @@ impl VsockSpec {
     #[must_use]
     pub fn listener(&self) -> Option<&FileRef> {
         self.listener.as_ref()
+    }
+}
+
+/// The entropy device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EntropySpec {
+    limiter: Option<LimiterSpec>,
+}
+
+impl EntropySpec {
+    pub(super) fn new(raw: RawEntropy) -> Result<Self, SpecError> {
+        Ok(Self { limiter: LimiterSpec::new(raw.rate_limiter, "entropy.rate_limiter")? })
+    }
+
+    /// How much the guest gets in a time; `None`: no limit.
+    #[must_use]
+    pub fn limiter(&self) -> Option<LimiterSpec> {
+        self.limiter
     }
 }
 

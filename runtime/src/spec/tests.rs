@@ -1,6 +1,8 @@
 use super::*;
 use crate::memory::Backing;
-use husk_protocol::spec::{HugePages, RawBalloon, RawEntropy, RawExec, RawPlacement, RawVsock};
+use husk_protocol::spec::{
+    HugePages, RawBalloon, RawEntropy, RawExec, RawPlacement, RawRateLimiter, RawTokenBucket, RawVsock,
+};
 
 fn raw() -> RawSpec {
     let mut raw = RawSpec::default();
@@ -16,6 +18,7 @@ fn drive(id: &str) -> RawDrive {
         is_read_only: true,
         cache_type: Default::default(),
         queues: 1,
+        rate_limiter: None,
     }
 }
 
@@ -124,7 +127,7 @@ fn the_twentieth_device_is_refused_by_name() {
     assert!(error.contains("vsock is one too many"), "{error}");
     let error = refused(|raw| {
         raw.drives = drives(19);
-        raw.entropy = Some(RawEntropy {});
+        raw.entropy = Some(RawEntropy::default());
     });
     assert!(error.contains("entropy is one too many"), "{error}");
 }
@@ -216,4 +219,28 @@ fn a_drive_has_no_more_queues_than_there_are_vcpus() {
         );
     }
     assert_eq!(accepted(queues(4)).drives()[0].queues(), 4);
+}
+
+#[test]
+fn a_limiter_is_named_by_its_place_and_belongs_to_its_device() {
+    let limiter = |size, refill_time| {
+        let bandwidth = Some(RawTokenBucket { size, one_time_burst: None, refill_time });
+        Some(RawRateLimiter { bandwidth, ops: None })
+    };
+    let late = limiter(1, 86_400_001);
+    let error = refused(|raw| {
+        raw.drives = vec![drive("a"), RawDrive { rate_limiter: late, ..drive("b") }];
+    });
+    assert!(error.starts_with("drives[1].rate_limiter.bandwidth.refill_time: 86400001 is not"), "{error}");
+    let error = refused(|raw| raw.entropy = Some(RawEntropy { rate_limiter: late }));
+    assert!(error.starts_with("entropy.rate_limiter.bandwidth.refill_time: 86400001 is not"), "{error}");
+    let spec = accepted(|raw| {
+        raw.drives = vec![drive("a"), RawDrive { rate_limiter: limiter(3, 1), ..drive("b") }];
+        raw.entropy = Some(RawEntropy { rate_limiter: limiter(4, 1) });
+    });
+    let size = |limiter: Option<LimiterSpec>| Some(limiter?.bandwidth()?.size().get());
+    let [a, b] = spec.drives() else { panic!("{spec:?}") };
+    assert_eq!((size(a.limiter()), size(b.limiter())), (None, Some(3)));
+    let Some(DeviceSpec::Entropy(it)) = spec.device_specs().last() else { panic!("{spec:?}") };
+    assert_eq!(size(it.limiter()), Some(4));
 }

@@ -1,6 +1,6 @@
 //! A drive's thread: waits for the drive's queues, moves data between guest memory and the drive's one file.
 //!
-//! Refuses by absence whatever is not a disk's: sockets, timers, positions in files.
+//! Refuses by absence whatever is not a disk's: sockets, positions in files.
 
 use crate::rule::Rule;
 use crate::tables::form::{any, is, when};
@@ -10,7 +10,8 @@ use crate::values::{FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE};
 pub(crate) const RULES: &[Rule] = &[
     any("epoll_pwait", "the event loop waits"),
     any("epoll_ctl", "a worker's queues are watched from its start to its end"),
-    any("read", "eventfds: the driver's kicks, the loop's commands"),
+    any("read", "eventfds: the driver's kicks, the loop's commands; a rate limiter's timer"),
+    any("timerfd_settime", "a rate limiter says when the drive goes on"),
     any("preadv", "the drive's file into guest memory"),
     any("pwritev", "from guest memory into the drive's file"),
     any("fdatasync", "the guest flushes the drive"),

@@ -66,7 +66,7 @@ pub(crate) const RULES: &[Rule] = &[
     any("rt_sigaction", "the handler that a vCPU's kick runs; gone from the running phase"),
     when("eventfd2", &[within_int(1, CLOEXEC_NONBLOCK)], "interrupts, notifications, the threads' ends"),
     when("epoll_create1", &[within_int(0, CLOEXEC_NONBLOCK)], "an event loop"),
-    when("timerfd_create", &[within_int(1, CLOEXEC_NONBLOCK)], "an event loop's deadlines"),
+    when("timerfd_create", &[within_int(1, CLOEXEC_NONBLOCK)], "connections' deadlines, rate limiters"),
     any("pread64", "kernel and initrd are read, the latter straight into guest memory"),
     any("lseek", "a block device is as long as where its end is"),
     any("fstat", "size and kind of the files that came along"),

@@ -13,7 +13,7 @@ use crate::values::{
 pub(crate) const RULES: &[Rule] = &[
     any("epoll_pwait", "the event loop waits"),
     any("epoll_ctl", "a connection's interest changes, begins and ends"),
-    any("read", "eventfds; a connection"),
+    any("read", "eventfds and timers; a connection"),
     any("readv", "from a connection or a tap into guest memory"),
     when(
         "recvfrom",
@@ -32,7 +32,7 @@ pub(crate) const RULES: &[Rule] = &[
         &[is(1, TUNSETOFFLOAD)],
         "a tap is told what the guest's driver takes, where that is not everything",
     ),
-    any("timerfd_settime", "a deadline of a connection or of a drain"),
+    any("timerfd_settime", "a connection's deadline; a rate limiter says when a device goes on"),
     any(
         "getrandom",
         "the guest asks its entropy device for bytes; the seed of a hash map's keys, once a thread",

@@ -1,9 +1,10 @@
 //! A queue served request by request, a bounded amount at a time.
 //!
 //! Owns the order of kicks, looks at the queue and interrupts. Refuses to hold the event loop: past a [`Budget`] the other
-//! devices come first, and the queue kicks itself. Invariant: a request is answered before the next is taken, so nothing
-//! is in flight between two events.
+//! devices come first, and the queue kicks itself; so it does where a rate limiter's gate closes. Invariant: a request is
+//! answered before the next is taken, so nothing is in flight between two events.
 
+use super::gate::Gate;
 use super::queue::{Chain, Popped, Virtqueue};
 use super::{DeviceError, Memory};
 use std::sync::Arc;
@@ -19,11 +20,11 @@ pub(super) struct Budget {
 }
 
 /// A request that was answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Answer {
     /// Bytes written into its buffers.
     pub(super) written: u32,
-    /// What it cost, in the unit of the device's [`Budget`].
+    /// What it cost, in the unit of the device's [`Budget`]; in bytes where there is a gate.
     pub(super) cost: u64,
 }
 
@@ -47,41 +48,68 @@ impl Service {
         &mut self,
         answer: impl FnMut(&Memory, &Chain) -> Result<Option<Answer>, DeviceError>,
     ) -> Result<(), DeviceError> {
+        self.serve_through(None, |_| 0, answer).map(drop)
+    }
+
+    /// The same, as far as `gate` lets requests through, each of which moves `bytes` bytes by the looks of it; it pays what
+    /// it cost in the end. The one at which the gate closes stays in the queue, and the queue's kick stays pending. Says
+    /// how many were answered.
+    pub(super) fn serve_through(
+        &mut self,
+        gate: Option<&mut Gate>,
+        bytes: impl Fn(&Chain) -> u64,
+        answer: impl FnMut(&Memory, &Chain) -> Result<Option<Answer>, DeviceError>,
+    ) -> Result<u32, DeviceError> {
         let index = self.queue.index();
         let queue_failed = |source| DeviceError::Queue { index, source };
         self.queue.acknowledge_kick();
         self.queue.refuse_kicks().map_err(queue_failed)?;
-        self.answer_all(answer)?;
-        self.queue.signal().map_err(queue_failed)
+        let answered = self.answer_all(gate, bytes, answer)?;
+        self.queue.signal().map_err(queue_failed)?;
+        Ok(answered)
     }
 
     fn answer_all(
         &mut self,
+        mut gate: Option<&mut Gate>,
+        bytes: impl Fn(&Chain) -> u64,
         mut answer: impl FnMut(&Memory, &Chain) -> Result<Option<Answer>, DeviceError>,
-    ) -> Result<(), DeviceError> {
+    ) -> Result<u32, DeviceError> {
         let index = self.queue.index();
         let queue_failed = |source| DeviceError::Queue { index, source };
-        let (mut looks, mut cost) = (0, 0);
+        let (mut looks, mut cost, mut count) = (0, 0, 0);
         loop {
             // Counts looks at the queue, not only requests: a second vCPU may flip the index under our eyes for ever.
             looks += 1;
-            let done = match self.queue.pop(&mut self.chain).map_err(queue_failed)? {
-                Popped::Empty if self.queue.want_kicks().map_err(queue_failed)? => None,
-                Popped::Empty => return Ok(()),
-                Popped::Chain => Some(answer(self.queue.memory(), &self.chain)?),
-                Popped::Malformed => Some(None),
-            };
-            if let Some(answered) = done {
+            let popped = self.queue.pop(&mut self.chain).map_err(queue_failed)?;
+            if popped != Popped::Empty {
+                if let Some(gate) = &mut gate
+                    && !gate.admits(bytes(&self.chain))?
+                {
+                    self.queue.unpop(1);
+                    self.queue.kick_again();
+                    return Ok(count);
+                }
+                let answered = match popped {
+                    Popped::Chain => answer(self.queue.memory(), &self.chain)?,
+                    Popped::Malformed | Popped::Empty => None,
+                };
                 if answered.is_none() {
                     self.dropped.fetch_add(1, Ordering::Relaxed);
                 }
-                let written = answered.map_or(0, |answered| answered.written);
+                let Answer { written, cost: bytes } = answered.unwrap_or_default();
+                if let Some(gate) = &gate {
+                    gate.took(bytes);
+                }
                 self.queue.add_used(self.chain.head, written).map_err(queue_failed)?;
-                cost += answered.map_or(0, |answered| answered.cost);
+                cost += bytes;
+                count += 1;
+            } else if !self.queue.want_kicks().map_err(queue_failed)? {
+                return Ok(count);
             }
             if looks >= self.budget.looks || cost >= self.budget.cost {
                 self.queue.kick_again();
-                return Ok(());
+                return Ok(count);
             }
         }
     }

@@ -183,6 +183,25 @@ impl Bench {
         bench
     }
 
+    /// Takes the queues back, as a pause does, and lets a new worker of the device go on with them.
+    pub(crate) fn pause_and_resume(&mut self, device: &mut dyn VirtioDevice) {
+        let drained = self.worker.drain(std::time::Instant::now()).unwrap();
+        let queue = |(index, queue)| {
+            let (notifiers, bell) = (self.notifiers.clone(), self.bell.clone());
+            Some(Virtqueue::new(index, queue, self.memory.clone(), notifiers, bell))
+        };
+        let activation = Activation {
+            features: device.features(),
+            memory: self.memory.clone(),
+            interrupt: self.bell.clone(),
+            queues: drained.into_iter().map(queue).collect(),
+            dropped: Arc::clone(&self.dropped),
+        };
+        self.worker = device.activate(activation).unwrap();
+        (self.epoll, self.armed) = (Epoll::new().unwrap(), Vec::new());
+        self.arm();
+    }
+
     /// Watches what the worker wants, as the event loop does.
     fn arm(&mut self) {
         for &(token, fd) in self.worker.events() {

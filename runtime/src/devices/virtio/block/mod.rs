@@ -9,6 +9,7 @@ mod ranges;
 mod request;
 mod worker;
 
+use super::gate::{Gate, Limit};
 use super::{
     ActivateError, Activation, DeviceKind, FEATURE_EVENT_IDX, FEATURE_INDIRECT, VirtioDevice, Worker,
     read_from,
@@ -63,6 +64,7 @@ pub struct Block {
     features: u64,
     config: [u8; CONFIG_BYTES],
     queue_sizes: Vec<u16>,
+    limit: Option<Arc<Limit>>,
 }
 
 /// Up to and with `write_zeroes_may_unmap` of `virtio_blk_config`, and its padding.
@@ -97,7 +99,7 @@ impl Block {
             *to = from;
         }
         let disk = Arc::new(Disk { file, sectors, read_only, writeback, serial });
-        Ok(Self { disk, features, config, queue_sizes: vec![QUEUE_SIZE] })
+        Ok(Self { disk, features, config, queue_sizes: vec![QUEUE_SIZE], limit: None })
     }
 
     /// The same disk with so many request queues, at least one: each vCPU can have its own, and none waits for another's
@@ -109,6 +111,14 @@ impl Block {
             self.features |= 1 << blk::VIRTIO_BLK_F_MQ;
             self.config[34..36].copy_from_slice(&u16::from(queues).to_le_bytes());
         }
+        self
+    }
+
+    /// The same disk behind `limit`, which counts its requests and the bytes that they read, write or zero. The thread that
+    /// serves it does not sleep for that: it hears the loop's commands meanwhile.
+    #[must_use]
+    pub fn with_limit(mut self, limit: Option<Limit>) -> Self {
+        self.limit = limit.map(Arc::new);
         self
     }
 }
@@ -169,7 +179,8 @@ impl VirtioDevice for Block {
         // A driver may use fewer queues than there are, but not none.
         let first = activation.take_queue(0)?;
         let queues = std::iter::once(first).chain(activation.queues.into_iter().flatten()).collect();
-        Ok(Box::new(worker::BlockWorker::new(queues, self.disk.clone(), &activation.dropped)))
+        let gate = self.limit.clone().map(Gate::new);
+        Ok(Box::new(worker::BlockWorker::new(queues, self.disk.clone(), gate, &activation.dropped)))
     }
 }
 

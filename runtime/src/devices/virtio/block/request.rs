@@ -20,9 +20,9 @@ use vm_memory::Permissions;
 /// The unit of addresses on a disk.
 pub(super) const SECTOR_BYTES: u64 = 512;
 /// Most data in one request: what a driver that keeps to the configuration can ask for.
-const MAX_BYTES: u64 = SEGMENTS as u64 * SEGMENT_BYTES as u64;
+pub(super) const MAX_BYTES: u64 = SEGMENTS as u64 * SEGMENT_BYTES as u64;
 /// Bytes of `virtio_blk_req` before the data.
-const HEADER_BYTES: usize = 16;
+pub(super) const HEADER_BYTES: usize = 16;
 
 /// The file and what may be done to it.
 #[derive(Debug)]

@@ -1,3 +1,5 @@
+mod limits;
+
 use super::*;
 use crate::devices::virtio::testkit::{Bench, LOW_END, NEXT, WRITE};
 use std::io::Write;

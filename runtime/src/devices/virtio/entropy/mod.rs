@@ -1,9 +1,10 @@
 //! virtio-entropy (virtio 1.2, 5.4): random bytes of the host's.
 //!
-//! Owns nothing but its features; the bytes are `getrandom(2)`'s. Refuses, as a request that makes no sense, one without
+//! Owns its features and its rate limiter; the bytes are `getrandom(2)`'s. Refuses, as a request that makes no sense, one without
 //! room for a byte, or with something to read. Invariant: however much room a request has, at most [`REQUEST_BYTES`] are
 //! written for it, which the standard allows, and one event costs at most [`EVENT_BYTES`] and one request more.
 
+use super::gate::{self, Gate, Limit};
 use super::guest_io::GuestIo;
 use super::queue::Chain;
 use super::service::{Answer, Budget, Service};
@@ -14,6 +15,7 @@ use super::{
 use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
 use std::time::Instant;
 use virtio_queue::Queue;
 use vm_memory::Permissions;
@@ -29,9 +31,22 @@ const EVENT_REQUESTS: u32 = 64;
 /// Bytes on their way from the host to the guest, on the stack.
 const STEP_BYTES: usize = 4096;
 
+/// The token of the limiter's timer; that of the kick is 0.
+const TIMER: Token = Token(1);
+
 /// See the module.
 #[derive(Debug, Default)]
-pub struct Entropy;
+pub struct Entropy {
+    limit: Option<Arc<Limit>>,
+}
+
+impl Entropy {
+    /// The device; `limit` counts its requests, and the bytes that they get.
+    #[must_use]
+    pub fn new(limit: Option<Limit>) -> Self {
+        Self { limit: limit.map(Arc::new) }
+    }
+}
 
 impl VirtioDevice for Entropy {
     fn kind(&self) -> DeviceKind {
@@ -53,15 +68,22 @@ impl VirtioDevice for Entropy {
 
     fn activate(&mut self, mut activation: Activation) -> Result<Box<dyn Worker>, ActivateError> {
         let queue = activation.take_queue(0)?;
-        let events = [(Token(0), queue.kick().as_raw_fd())];
+        let gate = self.limit.clone().map(Gate::new);
+        let mut events = vec![(Token(0), queue.kick().as_raw_fd())];
+        events.extend(gate.as_ref().map(|gate| (TIMER, gate.timer())));
         let budget = Budget { looks: EVENT_REQUESTS, cost: EVENT_BYTES };
-        Ok(Box::new(EntropyWorker { events, requests: Service::new(queue, budget, activation.dropped) }))
+        Ok(Box::new(EntropyWorker {
+            events,
+            requests: Service::new(queue, budget, activation.dropped),
+            gate,
+        }))
     }
 }
 
 struct EntropyWorker {
-    events: [(Token, RawFd); 1],
+    events: Vec<(Token, RawFd)>,
     requests: Service,
+    gate: Option<Gate>,
 }
 
 impl Worker for EntropyWorker {
@@ -69,8 +91,18 @@ impl Worker for EntropyWorker {
         &self.events
     }
 
-    fn ready(&mut self, _token: Token) -> Result<(), DeviceError> {
-        self.requests.serve(fill)
+    fn wants(&self, token: Token) -> bool {
+        (token == TIMER) != gate::is_open(self.gate.as_ref())
+    }
+
+    fn ready(&mut self, token: Token) -> Result<(), DeviceError> {
+        if let Some(gate) = &mut self.gate
+            && token == TIMER
+        {
+            gate.rang();
+        }
+        let bytes = |chain: &Chain| chain.writable_bytes().min(REQUEST_BYTES as u64);
+        self.requests.serve_through(self.gate.as_mut(), bytes, fill).map(drop)
     }
 
     fn drain(&mut self, _deadline: Instant) -> Result<Vec<(u16, Queue)>, Busy> {

@@ -1,10 +1,12 @@
 use super::*;
+use crate::devices::virtio::gate::tests::{DAY, limit};
+use crate::devices::virtio::testkit::drive::until;
 use crate::devices::virtio::testkit::{Bench, HIGH, HIGH_END, INDIRECT, LOW_END, NEXT, WRITE};
 
 const DATA: u64 = 0x20_0000;
 
 fn bench() -> Bench {
-    Bench::start(&mut Entropy)
+    Bench::start(&mut Entropy::default())
 }
 
 #[test]
@@ -101,7 +103,7 @@ fn item_2_a_corrupt_ring_is_an_error_of_the_device() {
 #[test]
 fn it_has_no_configuration() {
     let mut data = [7; 16];
-    Entropy.read_config(0, &mut data);
+    Entropy::default().read_config(0, &mut data);
     assert_eq!(data, [0; 16]);
 }
 
@@ -114,4 +116,95 @@ fn a_drained_device_gives_its_queue_back() {
     bench.settle();
     let queues = bench.worker.drain(Instant::now()).unwrap();
     assert_eq!((queues.len(), queues[0].1.next_avail(), queues[0].1.next_used()), (1, 1, 1));
+}
+
+/// Offers so many requests of 16 bytes, and kicks after each.
+fn ask(bench: &mut Bench, count: usize) {
+    for _ in 0..count {
+        bench.rings[0].offer(&[(DATA, 16, true)]);
+        bench.kick(0);
+    }
+}
+
+#[test]
+fn without_tokens_requests_wait_and_nothing_spins() {
+    let mut device = Entropy::new(Some(limit((0, 0), (3, DAY))));
+    let mut bench = Bench::start(&mut device);
+    ask(&mut bench, 5);
+    bench.settle();
+    assert_eq!(bench.rings[0].take_all_used().len(), 3);
+    // A storm of kicks, with requests and without.
+    for round in 0..1000 {
+        ask(&mut bench, usize::from(round < 50));
+        bench.kick(0);
+        assert_eq!(bench.round().unwrap(), 0, "nobody looks");
+    }
+    assert_eq!((bench.rings[0].take_used(), bench.dropped()), (None, 0));
+    // A reset brings no tokens.
+    let mut bench = Bench::start(&mut device);
+    ask(&mut bench, 1);
+    bench.settle();
+    assert_eq!(bench.rings[0].take_used(), None);
+}
+
+#[test]
+fn with_new_tokens_the_requests_go_on_in_order_by_themselves() {
+    let start = Instant::now();
+    let mut bench = Bench::start(&mut Entropy::new(Some(limit((0, 0), (2, 20)))));
+    ask(&mut bench, 10);
+    let mut used = Vec::new();
+    until(|| {
+        bench.settle();
+        used.extend(bench.rings[0].take_all_used());
+        used.len() == 10
+    });
+    assert!(start.elapsed() >= std::time::Duration::from_millis(80));
+    assert_eq!(used, (0..10).map(|head| (head, 16)).collect::<Vec<_>>());
+    ask(&mut bench, 1);
+    until(|| {
+        bench.settle();
+        bench.rings[0].take_used() == Some((10, 16))
+    });
+}
+
+#[test]
+fn item_14_a_huge_request_pays_for_what_it_gets() {
+    let mut bench = Bench::start(&mut Entropy::new(Some(limit((200 << 10, DAY), (0, 0)))));
+    let half = u32::try_from(HIGH_END - HIGH).unwrap();
+    let head = bench.rings[0].offer(&vec![(HIGH, half, true); 64]);
+    for _ in 1..64 {
+        bench.rings[0].offer_head(head);
+    }
+    bench.kick(0);
+    bench.settle();
+    // The fourth finds 8 KiB.
+    assert_eq!(bench.rings[0].take_all_used(), [(head.into(), 64 << 10); 3]);
+}
+
+#[test]
+fn nonsense_is_an_operation_too() {
+    let mut bench = Bench::start(&mut Entropy::new(Some(limit((0, 0), (3, DAY)))));
+    bench.rings[0].describe(40, (DATA, 16, WRITE | NEXT, 40));
+    for _ in 0..60 {
+        bench.rings[0].offer_head(40);
+    }
+    bench.kick(0);
+    bench.settle();
+    assert_eq!((bench.rings[0].take_all_used().len(), bench.dropped()), (3, 3));
+}
+
+#[test]
+fn a_pause_while_it_waits_loses_no_request() {
+    let mut device = Entropy::new(Some(limit((0, 0), (2, 200))));
+    let mut bench = Bench::start(&mut device);
+    ask(&mut bench, 4);
+    bench.settle();
+    bench.pause_and_resume(&mut device);
+    let mut used = Vec::new();
+    until(|| {
+        bench.settle();
+        used.extend(bench.rings[0].take_all_used());
+        used.len() == 4
+    });
+    assert_eq!(used, (0..4).map(|head| (head, 16)).collect::<Vec<_>>());
 }

@@ -14,6 +14,7 @@ mod tap;
 mod transmit;
 mod worker;
 
+use super::gate::Limit;
 use super::{
     ActivateError, Activation, DeviceKind, FEATURE_EVENT_IDX, FEATURE_INDIRECT, VirtioDevice, Worker,
     read_from,
@@ -62,10 +63,18 @@ struct Card {
     policy: Policy,
 }
 
+/// The limiter of each direction, of frames and of their bytes without the virtio header.
+#[derive(Debug, Clone, Default)]
+struct Limits {
+    receive: Option<Arc<Limit>>,
+    transmit: Option<Arc<Limit>>,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Net {
     card: Arc<Card>,
+    limits: Limits,
     config: [u8; CONFIG_BYTES],
 }
 
@@ -78,7 +87,16 @@ impl Net {
         config[..6].copy_from_slice(&mac);
         // 6..10: a status and a number of queue pairs that are not offered.
         config[10..12].copy_from_slice(&mtu.to_le_bytes());
-        Self { card: Arc::new(Card { tap: Tap::new(tap), mac, mtu, policy }), config }
+        let card = Arc::new(Card { tap: Tap::new(tap), mac, mtu, policy });
+        Self { card, limits: Limits::default(), config }
+    }
+
+    /// The same card behind a limiter for each direction. What the guest sends too fast waits in its queue; what comes too
+    /// fast waits in the tap, and is lost there once the tap's own queue is full.
+    #[must_use]
+    pub fn with_limits(mut self, receive: Option<Limit>, transmit: Option<Limit>) -> Self {
+        self.limits = Limits { receive: receive.map(Arc::new), transmit: transmit.map(Arc::new) };
+        self
     }
 }
 
@@ -100,7 +118,7 @@ impl VirtioDevice for Net {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<Box<dyn Worker>, ActivateError> {
-        Ok(Box::new(worker::NetWorker::new(activation, self.card.clone())?))
+        Ok(Box::new(worker::NetWorker::new(activation, self.card.clone(), self.limits.clone())?))
     }
 }
 

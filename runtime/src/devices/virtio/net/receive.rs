@@ -2,9 +2,11 @@
 //!
 //! Owns the queue and the chains taken from it that no frame has filled yet. Refuses, as dropped, a frame that has no
 //! room in what the driver posted, and a chain that takes no frame. Invariant: the tap is read only while at least one
-//! chain is posted, so that a driver that posts none costs nothing; frames wait, and are lost, in the tap's own queue.
+//! chain is posted and the gate is open, so that a driver that posts none, or too many for its rate limiter, costs nothing;
+//! frames wait, and are lost, in the tap's own queue.
 
 use super::{Card, HEADER_BYTES, LONGEST_FRAME};
+use crate::devices::virtio::gate::Gate;
 use crate::devices::virtio::guest_io::GuestIo;
 use crate::devices::virtio::queue::{Buffer, Chain, Popped, QueueError, Virtqueue};
 use crate::devices::virtio::{DeviceError, Memory};
@@ -43,9 +45,9 @@ pub(super) struct Receiver {
 }
 
 /// What became of one attempt.
-#[derive(PartialEq, Eq)]
 enum Attempt {
-    Frame,
+    /// A frame of so many bytes, without its virtio header, was read.
+    Frame(u64),
     NoFrame,
 }
 
@@ -62,8 +64,9 @@ impl Receiver {
         }
     }
 
-    /// Moves frames until there are none, or no buffers, or it is the others' turn.
-    pub(super) fn receive(&mut self, card: &Card) -> Result<(), DeviceError> {
+    /// Moves frames until there are none, or no buffers, or `gate` closes, or it is the others' turn. How long a frame is
+    /// shows when it is read: so the gate lets any frame through that comes when there is no debt, and the frame may make one.
+    pub(super) fn receive(&mut self, card: &Card, mut gate: Option<&mut Gate>) -> Result<(), DeviceError> {
         let index = self.queue.index();
         let failed = |source| DeviceError::Queue { index, source };
         self.hungry = true;
@@ -81,11 +84,19 @@ impl Receiver {
                 self.hungry = false;
                 break;
             }
-            if taken >= CHAINS || self.one(&memory, &mut room, card)? == Attempt::NoFrame {
+            let closed = match &mut gate {
+                Some(gate) => !gate.admits(0)?,
+                None => false,
+            };
+            if closed || taken >= CHAINS {
                 break;
             }
+            let Attempt::Frame(bytes) = self.one(&memory, &mut room, card)? else { break };
+            if let Some(gate) = &gate {
+                gate.took(bytes);
+            }
         }
-        // Where it is still hungry, the tap's level brings it back.
+        // Where it is still hungry, the tap's level brings it back, or the gate's timer.
         self.queue.signal().map_err(failed)
     }
 
@@ -160,14 +171,15 @@ impl Receiver {
                 Err(error) => return Err(DeviceError::host("receiving from the tap")(error)),
             }
         };
+        let bytes = read.saturating_sub(HEADER_BYTES) as u64;
         if read < HEADER_BYTES || read - HEADER_BYTES > capacity {
             self.dropped += 1;
             *room = self.room(memory);
-            return Ok(Attempt::Frame);
+            return Ok(Attempt::Frame(bytes));
         }
         let index = self.queue.index();
         self.deliver(memory, room, header, read).map_err(|source| DeviceError::Queue { index, source })?;
-        Ok(Attempt::Frame)
+        Ok(Attempt::Frame(bytes))
     }
 
     /// Gives back the chains that the frame of `bytes`, header and all, lies in.

@@ -1,3 +1,5 @@
+mod limits;
+
 use super::frames::{MAC, arp, tcp, tcp_with};
 use super::*;
 use crate::devices::virtio::testkit::{Bench, HIGH, LOW_END};
