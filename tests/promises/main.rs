@@ -14,6 +14,7 @@ mod drives;
 mod faults;
 mod filters;
 mod jail;
+mod limits;
 mod net;
 mod placement;
 mod state;
