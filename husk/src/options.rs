@@ -27,6 +27,8 @@ pub struct Options {
     pub vcpus: Option<u64>,
     /// Guest memory in MiB; `None`: 128.
     pub memory_mib: Option<u64>,
+    /// What guest memory may grow to when the guest runs out, in MiB; `None`: it does not grow.
+    pub memory_max_mib: Option<u64>,
     /// Guest memory from 2 MiB pages.
     pub hugepages: bool,
     /// Populate guest memory before the first instruction.
@@ -72,6 +74,7 @@ impl Default for Options {
             initrd: None,
             vcpus: None,
             memory_mib: None,
+            memory_max_mib: None,
             hugepages: false,
             prefault: false,
             pin: Vec::new(),

@@ -5,18 +5,18 @@
 //! into the list, in the order of the list.
 
 mod limits;
+mod memory;
 mod names;
 mod network;
 
+pub(crate) use memory::{check_memory, least_memory_mib};
 pub(crate) use names::FileNames;
 pub(crate) use network::network;
 
 use crate::options::Options;
 use husk_protocol::exec::{DriveMount, Exec, Mounts, RootMount, User, WindowSize};
 use husk_protocol::network::{Mac, format_mac};
-use husk_protocol::spec::{
-    BootProtocol, CacheType, FileRef, HugePages, MAX_REFILL_MS, RawDrive, RawMachineConfig, RawSpec,
-};
+use husk_protocol::spec::{BootProtocol, CacheType, FileRef, HugePages, MAX_REFILL_MS, RawDrive, RawSpec};
 use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
 
@@ -34,8 +34,6 @@ const LONGEST_DRIVE_ID: usize = 20;
 const LONGEST_BOOT_ARGS: usize = 1024;
 /// The root's drive id.
 const ROOT: &str = "husk-root";
-/// Memory that a guest needs beside kernel and initrd, at least, in MiB.
-const WORKING_MEMORY_MIB: u64 = 4;
 
 /// What is asked for cannot be.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -104,6 +102,11 @@ pub(crate) enum PlanError {
         /// MiB.
         needs: u64,
     },
+    /// Memory that grows, of pages that are not given back.
+    #[error(
+        "--memory-max {0}M cannot be had with huge pages, which are not given back; leave out it or --hugepages"
+    )]
+    MemoryMax(u64),
     /// A key that husk sets itself.
     #[error("config: {key} cannot be given here; {instead}")]
     Key {
@@ -155,7 +158,7 @@ pub(crate) fn machine(options: &Options, base: &RawSpec) -> Result<RawSpec, Plan
     check_base(base)?;
     limits::check(base)?;
     let mut spec = base.clone();
-    spec.machine_config = machine_config(options, &base.machine_config)?;
+    spec.machine_config = memory::machine_config(options, &base.machine_config)?;
     if !options.pin.is_empty() || options.prefault || options.hugepages {
         let mut placement = spec.placement.unwrap_or_default();
         placement.prefault |= options.prefault || options.hugepages;
@@ -180,59 +183,9 @@ pub(crate) fn machine(options: &Options, base: &RawSpec) -> Result<RawSpec, Plan
         network::check(option)?;
         spec.network_interfaces.push(network::card(option));
     }
+    memory::balloon(options, &base.machine_config, &mut spec)?;
     check_drives(options, &spec)?;
-    check_balloon(&spec)?;
     Ok(spec)
-}
-
-/// The amount of a balloon, against the memory that the options leave the machine with.
-fn check_balloon(spec: &RawSpec) -> Result<(), PlanError> {
-    let Some(balloon) = &spec.balloon else { return Ok(()) };
-    let refuse = |name, value: u64, allowed| {
-        let value = value.to_string();
-        Err(PlanError::Range { name, value, allowed })
-    };
-    let most = spec.machine_config.mem_size_mib.saturating_sub(LEAST_MEMORY_MIB);
-    if balloon.amount_mib > most {
-        let allowed = format!("0 to {most}, {LEAST_MEMORY_MIB} less than the machine's memory in MiB,");
-        return refuse("config: balloon.amount_mib", balloon.amount_mib, allowed);
-    }
-    if balloon.stats_polling_interval_s != 0 {
-        let allowed = "0 (nothing reads a guest's statistics yet)".to_owned();
-        return refuse("config: balloon.stats_polling_interval_s", balloon.stats_polling_interval_s, allowed);
-    }
-    Ok(())
-}
-
-fn machine_config(options: &Options, base: &RawMachineConfig) -> Result<RawMachineConfig, PlanError> {
-    let range = |name, value: u64, least: u64, most: u64, unit: &str| {
-        if (least..=most).contains(&value) {
-            return Ok(value);
-        }
-        Err(PlanError::Range {
-            name,
-            value: format!("{value}{unit}"),
-            allowed: format!("{least}{unit} to {most}{unit}"),
-        })
-    };
-    let mut config = base.clone();
-    config.vcpu_count = match options.vcpus {
-        Some(value) => range("--vcpus", value, 1, MOST_VCPUS, "")?,
-        None => range("config: machine-config.vcpu_count", base.vcpu_count, 1, MOST_VCPUS, "")?,
-    };
-    let (least, most) = (LEAST_MEMORY_MIB, MOST_MEMORY_MIB);
-    config.mem_size_mib = match options.memory_mib {
-        Some(value) => range("--memory", value, least, most, "M")?,
-        None => range("config: machine-config.mem_size_mib", base.mem_size_mib, least, most, "")?,
-    };
-    if options.hugepages {
-        config.huge_pages = HugePages::TwoMiB;
-    }
-    if config.huge_pages == HugePages::TwoMiB && !config.mem_size_mib.is_multiple_of(2) {
-        let (name, allowed) = ("--memory", "with --hugepages 2M an even number of MiB".to_owned());
-        return Err(PlanError::Range { name, value: format!("{}M", config.mem_size_mib), allowed });
-    }
-    Ok(config)
 }
 
 fn check_command(options: &Options) -> Result<(), PlanError> {
@@ -332,13 +285,6 @@ fn drive_id(index: usize) -> String {
 pub(crate) fn writable_drives(options: &Options) -> Vec<String> {
     let drives = options.drives.iter().enumerate();
     drives.filter(|(_, drive)| drive.writable).map(|(index, _)| drive_id(index)).collect()
-}
-
-/// Whether kernel and initrd fit; `kernel_end` and `initrd` in bytes.
-pub(crate) fn check_memory(memory_mib: u64, kernel_end: u64, initrd: u64) -> Result<(), PlanError> {
-    let bytes = kernel_end.saturating_add(initrd.saturating_mul(2));
-    let needs = bytes.div_ceil(1 << 20).saturating_add(WORKING_MEMORY_MIB);
-    if needs <= memory_mib { Ok(()) } else { Err(PlanError::Memory { memory: memory_mib, needs }) }
 }
 
 /// Puts the files into the machine: root first, then the configuration's drives, then those of the options.

@@ -134,7 +134,7 @@ pub(crate) fn prepare(options: &Options, manner: Manner<'_>) -> Result<Prepared,
 
     let (kernel, own_kernel) = open_kernel(options, &base, &assets)?;
     let (initrd, initrd_size) = open_initrd(options, &base, &assets)?;
-    plan::check_memory(spec.machine_config.mem_size_mib, kernel.check_kernel()?, initrd_size)?;
+    plan::check_memory(plan::least_memory_mib(options, &spec), kernel.check_kernel()?, initrd_size)?;
     let (kernel, initrd) = (files.add(kernel.file), files.add(initrd));
     let root = files.add(open_root(options, &base, manner)?);
     let drives = open_drives(options, &base, &mut files)?;

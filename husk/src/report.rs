@@ -7,6 +7,7 @@ use crate::outcome::Outcome;
 use crate::sys::ChildEnd;
 use crate::timeline::Timeline;
 use crate::units::human_ns;
+use husk_protocol::control::BalloonReport;
 use husk_protocol::exec::GuestReport;
 use serde_json::{Value, json};
 use std::io::Write;
@@ -16,6 +17,8 @@ use std::io::Write;
 pub struct Resources {
     pub(crate) guest: Option<GuestReport>,
     pub(crate) runtime: Option<ChildEnd>,
+    /// What the guest last said of its memory.
+    pub(crate) balloon: Option<BalloonReport>,
     /// Bytes.
     pub(crate) peak_memory: Option<u64>,
 }
@@ -85,9 +88,20 @@ impl Report {
                 "host_max_rss_kib": runtime.map(|end| end.max_rss_kib),
                 "host_peak_memory_bytes": self.resources.peak_memory,
             },
+            "balloon": self.balloon(),
             "unclean": self.unclean,
             "console_tail": self.console_tail,
             "warnings": self.warnings,
+        })
+    }
+
+    /// What the guest last said of its memory, with the time counted from the start as a stage's is; null: it said nothing.
+    fn balloon(&self) -> Value {
+        let Some(report) = &self.resources.balloon else { return Value::Null };
+        json!({
+            "at_ns": report.at_ns.saturating_sub(self.timeline.start_ns()),
+            "actual_mib": report.actual_mib,
+            "statistics": report.statistics,
         })
     }
 
@@ -133,7 +147,7 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use husk_protocol::control::{Fault, Stage};
+    use husk_protocol::control::{BalloonStatistics, Fault, Stage};
 
     fn report() -> Report {
         let mut timeline = Timeline::starting_at(crate::timeline::now_ns());
@@ -158,6 +172,7 @@ mod tests {
             "started_ns",
             "stages",
             "resources",
+            "balloon",
             "unclean",
             "console_tail",
         ] {
@@ -167,6 +182,17 @@ mod tests {
         assert_eq!(value["stages"][0], json!({"stage": "start", "at_ns": 0, "took_ns": 0}));
         assert_eq!(value["stages"][2]["stage"], "gone");
         assert!(!value.to_string().contains('\n'));
+    }
+
+    #[test]
+    fn the_guests_word_about_its_memory_is_passed_on() {
+        assert_eq!(report().json()["balloon"], Value::Null);
+        let mut report = report();
+        let statistics = BalloonStatistics { free_memory: Some(u64::MAX), ..BalloonStatistics::default() };
+        let at_ns = report.timeline.start_ns() + 7;
+        report.resources.balloon = Some(BalloonReport { at_ns, actual_mib: 3, statistics });
+        let expected = json!({"at_ns": 7, "actual_mib": 3, "statistics": {"free_memory": u64::MAX}});
+        assert_eq!(report.json()["balloon"], expected);
     }
 
     #[test]

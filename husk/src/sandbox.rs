@@ -357,6 +357,7 @@ impl Place {
         report.resources = Resources {
             guest,
             runtime: runtime.and_then(Process::end),
+            balloon: evidence.balloon.take(),
             peak_memory: self.hierarchies.peak_memory(id),
         };
     }

@@ -7,6 +7,10 @@
 //!
 //! JSON, because a signal handler can write a line of it without an allocator, and because a person can read it.
 
+mod balloon;
+
+pub use balloon::{BalloonReport, BalloonStatistics};
+
 use crate::spec::RawSpec;
 use serde::{Deserialize, Serialize};
 
@@ -71,6 +75,8 @@ pub enum FromCell {
         /// The port that the guest wants on CID 2.
         port: u32,
     },
+    /// What the guest said of its memory; at most once an interval of the balloon's, the last one counts.
+    Balloon(Box<BalloonReport>),
     /// The sandbox cannot be, or cannot go on.
     Failed {
         /// Who is to blame.

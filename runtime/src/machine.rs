@@ -8,7 +8,7 @@ use crate::arch::{self, Slot, VcpuSetup};
 use crate::confine::{self, ConfineError};
 use crate::console::Console;
 use crate::devices::virtio::VirtioDevice;
-use crate::devices::virtio::balloon::Balloon;
+use crate::devices::virtio::balloon::{Balloon, Tell};
 use crate::devices::virtio::block::{Block, BlockError};
 use crate::devices::virtio::entropy::Entropy;
 use crate::devices::virtio::event_loop::{EventLoop, LoopHandle};
@@ -33,6 +33,14 @@ use vmm_sys_util::eventfd::EventFd;
 
 /// Asks husk for a stream to a host port: (request, port); false if it cannot be asked now.
 pub type Ask = Box<dyn Fn(u32, u32) -> bool + Send>;
+
+/// The devices' ways to husk.
+pub struct Voices {
+    /// The vsock device's.
+    pub ask: Ask,
+    /// The balloon's.
+    pub tell: Tell,
+}
 
 /// Ports of the serial port's registers.
 const SERIAL_PORTS: u64 = 8;
@@ -135,7 +143,7 @@ impl Machine {
         shell: Shell,
         spec: MachineSpec,
         files: DeviceFiles,
-        ask: Ask,
+        Voices { ask, tell }: Voices,
     ) -> Result<Self, MachineError> {
         let Shell { hypervisor, mut vm, vcpus } = shell;
         let ranges = arch::memory_ranges(spec.memory().bytes());
@@ -171,7 +179,7 @@ impl Machine {
                     Box::new(device)
                 }
                 DeviceSpec::Entropy(it) => Box::new(Entropy::new(limit(it.limiter(), &name)?)),
-                DeviceSpec::Balloon(it) => Box::new(balloon(it)),
+                DeviceSpec::Balloon(it) => Box::new(balloon(it, &tell).map_err(descriptor(&name))?),
             };
             virtio.add(device, &name, workers)?;
         }
@@ -290,8 +298,12 @@ fn disk(drive: &DriveSpec, file: File) -> Result<Block, MachineError> {
     Ok(block.with_queues(drive.queues()))
 }
 
-fn balloon(it: &BalloonSpec) -> Balloon {
-    Balloon::new(it.amount_mib(), it.deflate_on_oom(), it.free_page_reporting())
+fn balloon(it: &BalloonSpec, tell: &Tell) -> io::Result<Balloon> {
+    let balloon = Balloon::new(it.amount_mib(), it.deflate_on_oom(), it.free_page_reporting());
+    match it.statistics() {
+        Some(interval) => balloon.with_statistics(interval, Arc::clone(tell)),
+        None => Ok(balloon),
+    }
 }
 
 fn network_card(card: &NetworkSpec, tap: OwnedFd, name: &str) -> Result<Net, MachineError> {

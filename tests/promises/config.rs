@@ -105,8 +105,8 @@ fn what_is_wrong_in_it_is_named() {
     let balloon = |keys: &str| format!(r#"{{{boot}, "balloon": {{"deflate_on_oom": false, {keys}}}}}"#);
     refused(&balloon(r#""amount_mib": 113"#), &["balloon.amount_mib", "113", "112"]);
     refused(
-        &balloon(r#""amount_mib": 1, "stats_polling_interval_s": 5"#),
-        &["stats_polling_interval_s", "5"],
+        &balloon(r#""amount_mib": 1, "stats_polling_interval_s": 65536"#),
+        &["stats_polling_interval_s", "65536", "65535"],
     );
     refused(&balloon(r#""amount_mib": 1, "free_page_hinting": true"#), &["balloon", "free_page_hinting"]);
     refused(r#"{"boot-source": {"kernel_image_path": "k", "boot_args": "a\u0000b"}}"#, &["boot_args"]);

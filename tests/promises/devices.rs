@@ -58,6 +58,48 @@ fn a_balloon_takes_its_amount_out_of_the_guests_memory() {
     assert!((wanted - 1024..wanted + 64).contains(&left), "{all} KiB became {left}");
 }
 
+#[test]
+fn the_guest_says_how_its_memory_is_used() {
+    let scratch = Scratch::new();
+    let balloon = r#"{"amount_mib": 64, "deflate_on_oom": false, "stats_polling_interval_s": 1}"#;
+    let config = with_balloon(&scratch, balloon);
+    // Until the balloon is full, and for one answer more.
+    let script = "for i in $(seq 100); do \
+           t=$(sed -n 's/MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo); [ $t -lt 65536 ] && break; sleep 0.1; \
+         done; sleep 3; echo $t";
+    let outcome =
+        Husk::run(&["--json", "--config", &config], &["sh", "-c", script]).output().expect_status(0);
+    let total: u64 = outcome.text().trim().parse().unwrap();
+    let said = &outcome.json()["balloon"];
+    let bytes = |name: &str| said["statistics"][name].as_u64().unwrap_or_else(|| panic!("{name}: {said}"));
+    assert_eq!(said["actual_mib"], 64, "{said}");
+    assert_eq!(bytes("total_memory"), total << 10);
+    assert!((1..total << 10).contains(&bytes("free_memory")), "{said}");
+    assert!(bytes("minor_faults") > 0 && said["at_ns"].as_u64() > Some(1_000_000_000), "{said}");
+}
+
+#[test]
+fn without_an_interval_it_is_not_asked() {
+    let scratch = Scratch::new();
+    let config = with_balloon(&scratch, r#"{"amount_mib": 1, "deflate_on_oom": false}"#);
+    let outcome = Husk::run(&["--json", "--config", &config], &["sleep", "2"]).output().expect_status(0);
+    assert!(outcome.json()["balloon"].is_null(), "{}", outcome.stderr);
+}
+
+#[test]
+fn memory_grows_when_the_guest_runs_out() {
+    // The guest's kernel takes 25 MiB, so 52 MiB at once are more than 64 have.
+    let script = "for i in $(seq 100); do \
+           f=$(sed -n 's/MemFree: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo); [ $f -lt 46080 ] && break; sleep 0.1; \
+         done; echo $f; dd if=/dev/zero of=/dev/null bs=52M count=1 2>/dev/null";
+    let command = ["sh", "-c", script];
+    let free = |outcome: &Outcome| outcome.text().trim().parse::<u64>().unwrap();
+    let outcome = Husk::run(&["--memory", "64M", "--memory-max", "96M"], &command).output().expect_status(0);
+    assert!(free(&outcome) < 46_080, "before it grows it is small: {}", outcome.text());
+    let outcome = Husk::run(&["--memory", "64M"], &command).output().expect_status(137);
+    assert!(free(&outcome) < 46_080, "{}", outcome.text());
+}
+
 /// Waits until a runtime whose memory was all there has given at least `kib` of it back.
 #[track_caller]
 fn gives_back(balloon: &str, kib: u64) {

@@ -70,8 +70,11 @@ pub(crate) struct Run {
     #[argh(option, arg_name = "n")]
     vcpus: Option<u64>,
     /// guest memory with a unit, K, M or G; default: 128M
-    #[argh(option, arg_name = "size", from_str_fn(memory))]
+    #[argh(option, arg_name = "size", from_str_fn(mebibytes))]
     memory: Option<u64>,
+    /// what --memory may grow to when the guest runs out: the rest is in a balloon until then; default: it does not grow
+    #[argh(option, arg_name = "size", from_str_fn(mebibytes))]
+    memory_max: Option<u64>,
     /// environment variable K=V of the command; may be repeated; PATH and HOME are set by default
     #[argh(option, arg_name = "k=v")]
     env: Vec<String>,
@@ -182,7 +185,7 @@ pub(crate) struct Gc {}
 #[argh(subcommand, name = "version")]
 pub(crate) struct Version {}
 
-fn memory(text: &str) -> Result<u64, String> {
+fn mebibytes(text: &str) -> Result<u64, String> {
     units::memory_mib(text).map_err(|error| error.to_string())
 }
 
@@ -281,6 +284,7 @@ impl Run {
             initrd: self.initrd,
             vcpus: self.vcpus,
             memory_mib: self.memory,
+            memory_max_mib: self.memory_max,
             hugepages: self.hugepages.is_some(),
             prefault: self.prefault,
             pin: self.pin.unwrap_or_default(),

@@ -6,12 +6,13 @@
 use std::ffi::OsString;
 
 /// Long options that take a value. A test holds this against argh's own opinion.
-const VALUED: [&str; 23] = [
+const VALUED: [&str; 24] = [
     "--rootfs",
     "--kernel",
     "--initrd",
     "--vcpus",
     "--memory",
+    "--memory-max",
     "--env",
     "--workdir",
     "--user",

@@ -20,12 +20,12 @@ fn options(words: &[&str]) -> (crate::Options, Telling) {
 
 #[test]
 fn every_option_of_run_arrives() {
-    let line = "run --rootfs=r --kernel k --initrd i --vcpus 2 --memory=1G --env A=1 --env B=2 --workdir /w --user u \
+    let line = "run --rootfs=r --kernel k --initrd i --vcpus 2 --memory=1G --memory-max 2G --env A=1 --env B=2 --workdir /w --user u \
                 --timeout 30s --boot-timeout=5s --hugepages 2M --prefault --pin 0,1 -it --console --json --timings \
                 --drive f:/d:rw --config c --vsock v --entropy --id one -- sh -c x";
     let words: Vec<&str> = line.split_whitespace().collect();
     let (options, telling) = options(&words);
-    assert_eq!(options.memory_mib, Some(1024));
+    assert_eq!((options.memory_mib, options.memory_max_mib), (Some(1024), Some(2048)));
     assert_eq!(options.env, ["A=1", "B=2"]);
     assert_eq!(options.timeout, Some(Duration::from_secs(30)));
     assert_eq!(options.boot_timeout, Duration::from_secs(5));

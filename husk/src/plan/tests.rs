@@ -108,8 +108,43 @@ fn a_balloon_is_smaller_than_the_memory_that_the_options_leave() {
         let text = machine(&options, &with(amount, 0)).unwrap_err().to_string();
         assert!(text.contains(&format!("balloon.amount_mib {amount} is out of range; 0 to ")), "{text}");
     }
-    let text = machine(&options(), &with(1, 3)).unwrap_err().to_string();
-    assert!(text.contains("balloon.stats_polling_interval_s 3"), "{text}");
+    machine(&options(), &with(1, 65_535)).unwrap();
+    let text = machine(&options(), &with(1, 65_536)).unwrap_err().to_string();
+    assert!(
+        text.contains("balloon.stats_polling_interval_s 65536 is out of range; 0 (never) to 65535"),
+        "{text}"
+    );
+}
+
+#[test]
+fn memory_that_grows_is_in_a_balloon_before() {
+    let grows = |memory_mib, max| Options { memory_mib, memory_max_mib: Some(max), ..options() };
+    let machine_of = |options: &Options, base: &RawSpec| {
+        let spec = machine(options, base).unwrap();
+        (spec.machine_config.mem_size_mib, spec.balloon.clone().unwrap(), least_memory_mib(options, &spec))
+    };
+    let plain = RawSpec::default();
+    let (mib, balloon, least) = machine_of(&grows(Some(64), 256), &plain);
+    assert_eq!((mib, balloon.amount_mib, balloon.deflate_on_oom, least), (256, 192, true, 64));
+    let (mib, balloon, _) = machine_of(&grows(None, 128), &plain);
+    assert_eq!((mib, balloon.amount_mib), (128, 0));
+    // A configuration's balloon keeps what the option does not say.
+    let mut base = RawSpec::default();
+    base.machine_config.mem_size_mib = 100;
+    base.balloon = Some(husk_protocol::spec::RawBalloon {
+        amount_mib: 1 << 40,
+        deflate_on_oom: false,
+        stats_polling_interval_s: 5,
+        free_page_reporting: true,
+    });
+    let (mib, balloon, least) = machine_of(&grows(None, 200), &base);
+    assert_eq!((mib, balloon.amount_mib, balloon.deflate_on_oom, least), (200, 100, true, 100));
+    assert_eq!((balloon.stats_polling_interval_s, balloon.free_page_reporting), (5, true));
+    let refused = |options: &Options| machine(options, &plain).unwrap_err().to_string();
+    let text = refused(&grows(None, 127));
+    assert_eq!(text, "--memory-max 127M is out of range; 128M to 524288M is allowed");
+    let text = refused(&Options { hugepages: true, ..grows(None, 256) });
+    assert!(text.contains("--memory-max 256M cannot be had with huge pages"), "{text}");
 }
 
 #[test]

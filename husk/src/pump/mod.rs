@@ -231,6 +231,7 @@ impl<'a> Pump<'a> {
                     self.fail(Fault::Host, error.to_string());
                 }
             }
+            FromCell::Balloon(report) => self.evidence.balloon = Some(*report),
             FromCell::Failed { fault, message } => {
                 let line = crate::text::line(&message);
                 self.evidence.failed.get_or_insert((fault, line));

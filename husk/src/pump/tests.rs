@@ -6,7 +6,7 @@ use crate::outcome::{Outcome, judge};
 use crate::session::{SESSION, Stdio};
 use crate::sys::ChildExit;
 use crate::timeline::now_ns;
-use husk_protocol::control::EndReason;
+use husk_protocol::control::{BalloonReport, BalloonStatistics, EndReason};
 use husk_protocol::exec::{Decoder, Exit, Frame, GuestHello, GuestReport, Stream, VERSION};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::fs::File;
@@ -101,6 +101,19 @@ fn run(limits: Limits, jailer: &str, play: impl FnOnce(Played) + Send + 'static)
     let mut output = Vec::new();
     File::from(back).read_to_end(&mut output).unwrap();
     Played2End { outcome: judge(&evidence), evidence, took, output }
+}
+
+#[test]
+fn the_last_that_the_guest_said_of_its_memory_counts() {
+    let end = run(LONG, "exit 0", |mut played| {
+        played.boot();
+        for actual_mib in [1, 2] {
+            let statistics = BalloonStatistics::default();
+            played.tell(&FromCell::Balloon(Box::new(BalloonReport { at_ns: 1, actual_mib, statistics })));
+        }
+        played.say(&Frame::Exit(SESSION, Exit::Status(0)));
+    });
+    assert_eq!(end.evidence.balloon.unwrap().actual_mib, 2);
 }
 
 #[test]

@@ -11,7 +11,7 @@ pub struct RawBalloon {
     pub amount_mib: u64,
     /// Whether the guest may take memory back when it runs out.
     pub deflate_on_oom: bool,
-    /// Seconds between two statistics of the guest's; all but 0 is refused until somebody reads them.
+    /// Seconds between two statistics of the guest's, at most 65535; 0: it is not asked.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub stats_polling_interval_s: u64,
     /// Whether the guest says which pages are free, so that the host need not keep them.

@@ -9,6 +9,7 @@ use husk_protocol::spec::{
     BootProtocol, CacheType, FileRef, HugePages, RawBalloon, RawBootSource, RawDrive, RawEntropy, RawExec,
     RawPlacement, RawVsock,
 };
+use std::num::NonZeroU16;
 
 /// Highest CPU number that a pin may name: what an affinity mask of the kernel's default size holds.
 const MAX_CPU: u32 = 1023;
@@ -242,6 +243,7 @@ impl EntropySpec {
 pub struct BalloonSpec {
     amount_mib: u32,
     deflate_on_oom: bool,
+    statistics: Option<NonZeroU16>,
     free_page_reporting: bool,
 }
 
@@ -255,15 +257,14 @@ impl BalloonSpec {
             value: raw.amount_mib,
             allowed: format!("0 to {most} MiB, {MIN_MEMORY_MIB} less than machine-config.mem_size_mib"),
         })?;
-        if raw.stats_polling_interval_s != 0 {
-            return Err(SpecError::OutOfRange {
-                key: "balloon.stats_polling_interval_s".into(),
-                value: raw.stats_polling_interval_s,
-                allowed: "0: nothing reads a guest's statistics yet".into(),
-            });
-        }
+        let interval = u16::try_from(raw.stats_polling_interval_s).map_err(|_| SpecError::OutOfRange {
+            key: "balloon.stats_polling_interval_s".into(),
+            value: raw.stats_polling_interval_s,
+            allowed: format!("0 (never) to {} seconds", u16::MAX),
+        })?;
+        let statistics = NonZeroU16::new(interval);
         let (deflate_on_oom, free_page_reporting) = (raw.deflate_on_oom, raw.free_page_reporting);
-        Ok(Self { amount_mib, deflate_on_oom, free_page_reporting })
+        Ok(Self { amount_mib, deflate_on_oom, statistics, free_page_reporting })
     }
 
     /// What the guest is asked to do without, in MiB; it keeps [`MIN_MEMORY_MIB`] at least.
@@ -276,6 +277,12 @@ impl BalloonSpec {
     #[must_use]
     pub fn deflate_on_oom(&self) -> bool {
         self.deflate_on_oom
+    }
+
+    /// Seconds between two statistics of the guest's; `None`: it is not asked.
+    #[must_use]
+    pub fn statistics(&self) -> Option<NonZeroU16> {
+        self.statistics
     }
 
     /// Whether the guest is asked to say which pages are free.

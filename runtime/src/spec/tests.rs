@@ -187,10 +187,18 @@ fn a_balloon_leaves_the_guest_something() {
         let start = format!("balloon.amount_mib: {amount} is not allowed; allowed is 0 to 112 MiB");
         assert!(error.starts_with(&start), "{error}");
     }
-    let error = refused(balloon(1, 5));
-    assert!(error.starts_with("balloon.stats_polling_interval_s: 5 is not allowed; allowed is 0"), "{error}");
+    for seconds in [1 << 16, u64::MAX] {
+        let error = refused(balloon(1, seconds));
+        let start =
+            format!("balloon.stats_polling_interval_s: {seconds} is not allowed; allowed is 0 (never) to");
+        assert!(error.starts_with(&start), "{error}");
+    }
+    let polled = accepted(balloon(1, 65_535));
+    let Some(DeviceSpec::Balloon(it)) = polled.device_specs().last() else { panic!("{polled:?}") };
+    assert_eq!(it.statistics(), std::num::NonZeroU16::new(65_535));
     let spec = accepted(balloon(112, 0));
     let Some(DeviceSpec::Balloon(it)) = spec.device_specs().last() else { panic!("{spec:?}") };
+    assert_eq!(it.statistics(), None);
     assert_eq!((it.amount_mib(), it.deflate_on_oom(), it.free_page_reporting()), (112, true, false));
 }
 

@@ -17,7 +17,7 @@ pub use error::VmmError;
 pub use state::{Refused, Request, State, admit};
 
 use crate::arch::{self, cmdline};
-use crate::machine::{Ask, Machine, Shell};
+use crate::machine::{Machine, Shell, Voices};
 use crate::report::{self, Reporter};
 use crate::resources::{BootFiles, Resources};
 use crate::spec::MachineSpec;
@@ -84,7 +84,7 @@ fn start(spec: RawSpec, descriptors: Vec<OwnedFd>, reporter: &Arc<Reporter>) -> 
     let spec = MachineSpec::try_from(spec)?;
     let files = Resources::assign(&spec, descriptors)?;
     let shell = Shell::new(files.kvm, spec.vcpus())?;
-    let mut machine = Machine::build(shell, spec, files.devices, asking(reporter))?;
+    let mut machine = Machine::build(shell, spec, files.devices, voices(reporter))?;
     reporter.stage(Stage::Built);
     load(&machine, files.boot, reporter)?;
     reporter.stage(Stage::Loaded);
@@ -122,8 +122,14 @@ fn kernel_args(spec: &MachineSpec) -> String {
     args
 }
 
-/// How the vsock device asks husk for a stream: without waiting, because a guest can make it ask.
-fn asking(reporter: &Arc<Reporter>) -> Ask {
-    let reporter = Arc::clone(reporter);
-    Box::new(move |request, port| reporter.try_send(&FromCell::VsockConnect { request, port }).is_ok())
+/// How devices reach husk: without waiting, because a guest can make them speak.
+fn voices(reporter: &Arc<Reporter>) -> Voices {
+    let (asks, tells) = (Arc::clone(reporter), Arc::clone(reporter));
+    Voices {
+        ask: Box::new(move |request, port| asks.try_send(&FromCell::VsockConnect { request, port }).is_ok()),
+        tell: Arc::new(move |report| {
+            // A husk that does not read now hears the next one.
+            let _unheard = tells.try_send(&FromCell::Balloon(Box::new(report)));
+        }),
+    }
 }

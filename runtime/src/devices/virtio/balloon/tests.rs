@@ -1,3 +1,5 @@
+mod statistics;
+
 use super::*;
 use crate::devices::virtio::testkit::{Bench, HIGH, HIGH_END, LOW_END};
 use vm_memory::{Bytes, GuestAddress};
