@@ -49,7 +49,7 @@ pub struct Options {
     pub stdin: bool,
     /// The command gets a terminal.
     pub terminal: bool,
-    /// The guest's serial console is shown.
+    /// The guest's console is shown.
     pub console: bool,
     /// Drives that are mounted in the guest.
     pub drives: Vec<DriveOption>,

@@ -16,7 +16,9 @@ pub(crate) use network::network;
 use crate::options::Options;
 use husk_protocol::exec::{DriveMount, Exec, Mounts, RootMount, User, WindowSize};
 use husk_protocol::network::{Mac, format_mac};
-use husk_protocol::spec::{BootProtocol, CacheType, FileRef, HugePages, MAX_REFILL_MS, RawDrive, RawSpec};
+use husk_protocol::spec::{
+    BootProtocol, CacheType, ConsoleDevice, FileRef, HugePages, MAX_REFILL_MS, RawConsole, RawDrive, RawSpec,
+};
 use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
 
@@ -91,7 +93,7 @@ pub(crate) enum PlanError {
     Network(String),
     /// Too many drives.
     #[error(
-        "{0} devices are asked for (drives, root, network, vsock, entropy and balloon); at most {MOST_DEVICES} are possible"
+        "{0} devices are asked for (drives, root, network, vsock, entropy, balloon and console); at most {MOST_DEVICES} are possible"
     )]
     Devices(usize),
     /// Kernel and initrd do not fit.
@@ -259,7 +261,8 @@ fn check_drives(options: &Options, spec: &RawSpec) -> Result<(), PlanError> {
     }
     // The root replaces the configuration's root device, if it has one; the vsock device carries the exec channel.
     let data = spec.drives.iter().filter(|drive| !drive.is_root_device).count();
-    let others = usize::from(spec.entropy.is_some()) + usize::from(spec.balloon.is_some());
+    let others = [spec.entropy.is_some(), spec.balloon.is_some(), options.console];
+    let others = others.into_iter().filter(|&there| there).count();
     let devices = 1 + data + options.drives.len() + spec.network_interfaces.len() + 1 + others;
     if devices > MOST_DEVICES { Err(PlanError::Devices(devices)) } else { Ok(()) }
 }
@@ -340,7 +343,10 @@ pub(crate) fn with_files(mut spec: RawSpec, options: &Options, places: &Places) 
         channel: FileRef::Fd(places.exec),
         port: husk_protocol::exec::PORT,
     });
-    spec.console = places.console.map(|place| husk_protocol::spec::RawConsole { output: FileRef::Fd(place) });
+    // Another kernel may have no driver for a virtio console; by PVH there is no screen for what comes before it.
+    let virtio = places.own_kernel && spec.boot_source.boot_protocol == BootProtocol::Linux64;
+    let device = if virtio { ConsoleDevice::Virtio } else { ConsoleDevice::Serial };
+    spec.console = places.console.map(|place| RawConsole { output: FileRef::Fd(place), device });
     spec
 }
 

@@ -48,7 +48,7 @@ pub struct RawSpec {
     /// Husk: the descriptor that the guest's exec port is bound to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exec: Option<RawExec>,
-    /// Husk: the serial console.
+    /// Husk: what the guest prints.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub console: Option<RawConsole>,
 }
@@ -226,12 +226,32 @@ pub struct RawExec {
     pub port: u32,
 }
 
-/// The serial console.
+/// What the guest prints.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawConsole {
-    /// Where what the guest prints is written to.
+    /// Where it is written to.
     pub output: FileRef,
+    /// By which device.
+    #[serde(default, skip_serializing_if = "ConsoleDevice::is_serial")]
+    pub device: ConsoleDevice,
+}
+
+/// What the kernel's messages come through.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ConsoleDevice {
+    /// The serial port, which every kernel knows; at least one exit a character.
+    #[default]
+    Serial,
+    /// A virtio console, which there is then.
+    Virtio,
+}
+
+impl ConsoleDevice {
+    fn is_serial(&self) -> bool {
+        *self == Self::Serial
+    }
 }
 
 /// A file: by path, or by its place among the descriptors that came along.

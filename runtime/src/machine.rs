@@ -6,10 +6,11 @@
 
 use crate::arch::{self, Slot, VcpuSetup};
 use crate::confine::{self, ConfineError};
-use crate::console::Console;
+use crate::console::{self, Console};
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::{Balloon, Tell};
 use crate::devices::virtio::block::{Block, BlockError};
+use crate::devices::virtio::console::VirtioConsole;
 use crate::devices::virtio::entropy::Entropy;
 use crate::devices::virtio::event_loop::{EventLoop, LoopHandle};
 use crate::devices::virtio::gate::Limit;
@@ -179,6 +180,7 @@ impl Machine {
                     Box::new(device)
                 }
                 DeviceSpec::Entropy(it) => Box::new(Entropy::new(limit(it.limiter(), &name)?)),
+                DeviceSpec::Console => Box::new(printer(&console).map_err(descriptor(&name))?),
                 DeviceSpec::Balloon(it) => Box::new(balloon(it, &tell).map_err(descriptor(&name))?),
             };
             virtio.add(device, &name, workers)?;
@@ -242,10 +244,11 @@ impl Machine {
         &self.reset
     }
 
-    /// What the guest printed.
+    /// What the guest printed last, printable: on its consoles, or on its screen if there it said nothing.
     #[must_use]
-    pub fn console(&self) -> &Console {
-        &self.console
+    pub fn last_lines(&self) -> Vec<String> {
+        let printed = self.console.tail();
+        if printed.is_empty() { console::last_lines(&arch::screen::text(&self.memory)) } else { printed }
     }
 
     /// Hands husk's answer about a guest's connection to the vsock device.
@@ -304,6 +307,10 @@ fn balloon(it: &BalloonSpec, tell: &Tell) -> io::Result<Balloon> {
         Some(interval) => balloon.with_statistics(interval, Arc::clone(tell)),
         None => Ok(balloon),
     }
+}
+
+fn printer(console: &Arc<Console>) -> io::Result<VirtioConsole> {
+    VirtioConsole::new(Arc::clone(console), arch::screen::text)
 }
 
 fn network_card(card: &NetworkSpec, tap: OwnedFd, name: &str) -> Result<Net, MachineError> {

@@ -42,6 +42,37 @@ fn the_console_is_silent_unless_asked_for() {
 }
 
 #[test]
+fn the_console_has_each_line_once_the_early_ones_and_the_commands_too() {
+    // What is of the lowest level, 7, goes to no console.
+    let script = "dmesg -r | grep -vc '^<7>'; echo written by a program > /dev/hvc0";
+    let outcome = Husk::run(&["--console"], &["sh", "-c", script]).output().expect_status(0);
+    let once =
+        ["Linux version", "Memory: ", "legacy console [hvc0] enabled", "Run /init", "written by a program"];
+    let mut last = 0;
+    for words in once {
+        let places: Vec<_> = outcome.stderr.match_indices(words).map(|(place, _)| place).collect();
+        assert!(places.len() == 1 && places[0] >= last, "{words:?} at {places:?}: {}", outcome.stderr);
+        last = places[0];
+    }
+    let logged: usize = outcome.text().trim().parse().unwrap();
+    let printed = outcome.stderr.lines().count();
+    assert!((logged..=logged + 3).contains(&printed), "{printed} lines of {logged}: {}", outcome.stderr);
+}
+
+#[test]
+fn without_the_console_there_is_no_device_for_it() {
+    let outcome = Husk::sh("test -c /dev/hvc0 || echo none").output().expect_status(0);
+    assert_eq!(outcome.text(), "none\n");
+}
+
+#[test]
+fn a_flood_on_the_console_neither_stops_the_guest_nor_ends_it() {
+    let script = "head -c 512k /dev/zero | tr '\\0' x > /dev/hvc0; echo still here";
+    let outcome = Husk::run(&["--console"], &["sh", "-c", script]).output().expect_status(0);
+    assert_eq!(outcome.text(), "still here\n");
+}
+
+#[test]
 fn the_guest_kernel_is_our_own_with_what_containers_need() {
     let script = r"
         for fs in overlay erofs ext4 tmpfs cgroup2 proc devpts; do

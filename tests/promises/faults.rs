@@ -125,6 +125,26 @@ fn a_guest_kernel_that_panics_shows_its_last_lines() {
 }
 
 #[test]
+fn a_panic_is_seen_on_the_console_whenever_it_comes() {
+    let script = ["sh", "-c", "echo c > /proc/sysrq-trigger; sleep 100"];
+    let outcome = Husk::run(&["--console"], &script).output().expect_status(125);
+    let printed = outcome.stderr.lines().filter(|line| line.starts_with("Kernel panic")).count();
+    assert!(printed == 1 && outcome.stderr.contains("console: Kernel panic"), "{}", outcome.stderr);
+    // Before the console is up: in a machine that has none it never is.
+    let scratch = Scratch::new();
+    let kernel = libexec().join("vmlinux");
+    let json = format!(
+        r#"{{"boot-source": {{"kernel_image_path": "{}", "boot_protocol": "linux64",
+            "boot_args": "reboot=t panic=-1 console=hvc0 earlyprintk=vga,keep rdinit=/none"}}}}"#,
+        kernel.display()
+    );
+    let config = scratch.file("machine.json", json.as_bytes());
+    let outcome = Husk::run(&["--console", "--config", &config], &["true"]).output().expect_status(125);
+    assert!(outcome.stderr.starts_with("husk: the guest kernel panicked: "), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("console: Kernel panic"), "{}", outcome.stderr);
+}
+
+#[test]
 fn a_killed_guest_init_is_a_guest_fault() {
     // Nobody in the guest can kill PID 1 by a signal; taking its memory away does it.
     let before = Footprint::now();

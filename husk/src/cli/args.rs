@@ -105,7 +105,7 @@ pub(crate) struct Run {
     /// give the command a terminal, sized as this one; implies -i; standard input must be a terminal
     #[argh(switch, short = 't')]
     tty: bool,
-    /// show the guest's serial console on standard error
+    /// show what the guest's kernel prints, and what programs write to /dev/hvc0, on standard error
     #[argh(switch)]
     console: bool,
     /// print the result as one JSON line on standard error, and nothing else of husk's

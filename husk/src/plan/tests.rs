@@ -76,9 +76,10 @@ fn seventeen_drives_fit_beside_root_and_vsock() {
     machine(&options(), &RawSpec { drives: drives(17), ..RawSpec::default() }).unwrap();
     let error = machine(&options(), &RawSpec { drives: drives(18), ..RawSpec::default() }).unwrap_err();
     assert_eq!(error, PlanError::Devices(20));
-    let over = Options { entropy: true, ..options() };
-    let error = machine(&over, &RawSpec { drives: drives(17), ..RawSpec::default() }).unwrap_err();
-    assert_eq!(error, PlanError::Devices(20));
+    for over in [Options { entropy: true, ..options() }, Options { console: true, ..options() }] {
+        let error = machine(&over, &RawSpec { drives: drives(17), ..RawSpec::default() }).unwrap_err();
+        assert_eq!(error, PlanError::Devices(20));
+    }
 }
 
 #[test]
@@ -202,9 +203,11 @@ fn files_take_their_places_and_the_guest_finds_them_by_serial() {
         taps: vec![(8, 1500, [2; 6]), (9, 1400, [6; 6])],
         exec: 6,
         listener: Some(7),
-        console: None,
+        console: Some(10),
     };
     let spec = with_files(spec, &over, &places);
+    let console = spec.console.as_ref().map(|console| (&console.output, console.device));
+    assert_eq!(console, Some((&FileRef::Fd(10), ConsoleDevice::Virtio)));
     let seen: Vec<_> =
         spec.drives.iter().map(|d| (d.drive_id.as_str(), d.path_on_host.clone(), d.is_read_only)).collect();
     assert_eq!(
@@ -222,6 +225,7 @@ fn files_take_their_places_and_the_guest_finds_them_by_serial() {
     assert_eq!(spec.boot_source.boot_protocol, BootProtocol::Linux64, "its own kernel's cheaper entry");
     let named = with_files(machine(&over, &base).unwrap(), &over, &Places { own_kernel: false, ..places });
     assert_eq!(named.boot_source.boot_protocol, BootProtocol::Auto, "another kernel may have one only");
+    assert_eq!(named.console.unwrap().device, ConsoleDevice::Serial, "and no driver for the other");
     let mounts = mounts(&over);
     assert_eq!(mounts.root.serial, "husk-root");
     assert_eq!((mounts.drives[0].serial.as_str(), mounts.drives[0].read_only), ("husk-drive0", false));

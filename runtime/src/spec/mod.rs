@@ -16,7 +16,7 @@ pub use parts::{
     BalloonSpec, BootSpec, DriveSpec, EntropySpec, ExecSpec, MemorySpec, PlacementSpec, VsockSpec,
 };
 
-use husk_protocol::spec::{FileRef, RawDrive, RawSpec};
+use husk_protocol::spec::{ConsoleDevice, FileRef, RawConsole, RawDrive, RawSpec};
 use std::collections::HashSet;
 
 /// Most vCPUs: what the MP tables' place holds.
@@ -45,6 +45,8 @@ pub enum DeviceSpec<'a> {
     Entropy(&'a EntropySpec),
     /// The balloon.
     Balloon(&'a BalloonSpec),
+    /// The virtio console.
+    Console,
 }
 
 impl DeviceSpec<'_> {
@@ -57,6 +59,7 @@ impl DeviceSpec<'_> {
             Self::Vsock(_) => "vsock".to_owned(),
             Self::Entropy(_) => "entropy".to_owned(),
             Self::Balloon(_) => "balloon".to_owned(),
+            Self::Console => "console".to_owned(),
         }
     }
 }
@@ -74,7 +77,7 @@ pub struct MachineSpec {
     balloon: Option<BalloonSpec>,
     placement: PlacementSpec,
     exec: Option<ExecSpec>,
-    console: Option<FileRef>,
+    console: Option<RawConsole>,
 }
 
 impl MachineSpec {
@@ -126,19 +129,27 @@ impl MachineSpec {
         self.exec.as_ref()
     }
 
-    /// Where the serial port's output goes beside the ring; the console is off without it.
+    /// Where what the guest prints goes beside the ring; the console is off without it.
     #[must_use]
     pub fn console(&self) -> Option<&FileRef> {
-        self.console.as_ref()
+        self.console.as_ref().map(|console| &console.output)
     }
 
-    /// Its virtio devices in the guest's order: drives, network cards, vsock, entropy, balloon.
+    /// What the kernel's messages come through; `None`: the console is off.
+    #[must_use]
+    pub fn console_device(&self) -> Option<ConsoleDevice> {
+        self.console.as_ref().map(|console| console.device)
+    }
+
+    /// Its virtio devices in the guest's order: drives, network cards, vsock, entropy, balloon, console.
     pub fn device_specs(&self) -> impl Iterator<Item = DeviceSpec<'_>> {
         let drives = self.drives.iter().map(DeviceSpec::Drive);
         let networks = self.networks.iter().map(DeviceSpec::Network);
         let vsock = self.vsock.iter().map(DeviceSpec::Vsock);
         let entropy = self.entropy.iter().map(DeviceSpec::Entropy);
-        drives.chain(networks).chain(vsock).chain(entropy).chain(self.balloon.iter().map(DeviceSpec::Balloon))
+        let balloon = self.balloon.iter().map(DeviceSpec::Balloon);
+        let console = (self.console_device() == Some(ConsoleDevice::Virtio)).then_some(DeviceSpec::Console);
+        drives.chain(networks).chain(vsock).chain(entropy).chain(balloon).chain(console)
     }
 }
 
@@ -167,7 +178,7 @@ impl TryFrom<RawSpec> for MachineSpec {
             balloon: raw.balloon.map(|balloon| BalloonSpec::new(&balloon, memory)).transpose()?,
             placement,
             exec,
-            console: raw.console.map(|console| console.output),
+            console: raw.console,
         };
         let allowed = crate::arch::MAX_SLOTS;
         let first = spec.device_specs().nth(allowed).map(|device| device.name());

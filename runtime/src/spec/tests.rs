@@ -1,7 +1,8 @@
 use super::*;
 use crate::memory::Backing;
 use husk_protocol::spec::{
-    HugePages, RawBalloon, RawEntropy, RawExec, RawPlacement, RawRateLimiter, RawTokenBucket, RawVsock,
+    ConsoleDevice, HugePages, RawBalloon, RawEntropy, RawExec, RawPlacement, RawRateLimiter, RawTokenBucket,
+    RawVsock,
 };
 
 fn raw() -> RawSpec {
@@ -200,6 +201,20 @@ fn a_balloon_leaves_the_guest_something() {
     let Some(DeviceSpec::Balloon(it)) = spec.device_specs().last() else { panic!("{spec:?}") };
     assert_eq!(it.statistics(), None);
     assert_eq!((it.amount_mib(), it.deflate_on_oom(), it.free_page_reporting()), (112, true, false));
+}
+
+#[test]
+fn a_console_is_a_device_if_it_is_asked_for_as_one() {
+    let console = |device| {
+        let output = FileRef::Fd(3);
+        accepted(|raw| raw.console = Some(husk_protocol::spec::RawConsole { output, device }))
+    };
+    let serial = console(ConsoleDevice::Serial);
+    assert_eq!((serial.console_device(), serial.device_specs().count()), (Some(ConsoleDevice::Serial), 0));
+    let virtio = console(ConsoleDevice::Virtio);
+    assert!(matches!(virtio.device_specs().last(), Some(DeviceSpec::Console)));
+    assert_eq!(virtio.console(), Some(&FileRef::Fd(3)));
+    assert_eq!(accepted(|_| {}).console_device(), None);
 }
 
 #[test]

@@ -71,7 +71,7 @@ fn live(reporter: &Arc<Reporter>) -> Result<RuntimeExit, VmmError> {
     }
     let exit = error::exit_of(fault.as_ref());
     if let Some(reason) = ended {
-        let console_tail = machine.console().tail();
+        let console_tail = machine.last_lines();
         let _gone = reporter.send(&FromCell::Ended(Ended { reason, console_tail }));
     }
     // Not dropped: taking a machine apart takes longer than ending the process, and its vCPUs may still run.
@@ -113,7 +113,7 @@ fn load(machine: &Machine, files: BootFiles, reporter: &Reporter) -> Result<(), 
 fn kernel_args(spec: &MachineSpec) -> String {
     let mut args = match spec.boot().args() {
         Some(args) => args.to_owned(),
-        None => cmdline::default_args(spec.console().is_some()),
+        None => cmdline::default_args(spec.console_device()),
     };
     if let Some((letter, drive)) = ('a'..='z').zip(spec.drives()).find(|(_, drive)| drive.is_root()) {
         let mode = if drive.is_read_only() { "ro" } else { "rw" };

@@ -14,6 +14,7 @@ pub(crate) const RULES: &[Rule] = &[
     any("epoll_pwait", "the event loop waits"),
     any("epoll_ctl", "a connection's interest changes, begins and ends"),
     any("read", "eventfds and timers; a connection"),
+    any("ppoll", "whether the console's descriptor takes bytes now; it does not wait for its reader"),
     any("readv", "from a connection or a tap into guest memory"),
     when(
         "recvfrom",

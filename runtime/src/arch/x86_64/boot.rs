@@ -9,7 +9,7 @@ use super::layout::{
     CMDLINE, GAP_END, GAP_START, GDT, HIMEM, IDENTITY_MAPPED, MEMORY_MAP, MODULES, MP_TABLE, PD, PDPT, PML4,
     SERIAL_IRQ, START_INFO, ZERO_PAGE,
 };
-use super::mptable;
+use super::{mptable, screen};
 use crate::arch::Slot;
 use crate::memory::GuestMemory;
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
@@ -148,6 +148,9 @@ fn write_boot_params(memory: &GuestMemory, loaded: &Loaded<'_>) -> Result<(), Gu
     if let Some((address, bytes)) = loaded.initrd {
         params.hdr.ramdisk_image = low(address);
         params.hdr.ramdisk_size = u32::try_from(bytes).unwrap_or(0);
+    }
+    if screen::is_asked_for(loaded.cmdline) {
+        params.screen_info = screen::info();
     }
     let ram = ram(memory);
     for (entry, &(addr, size)) in params.e820_table.iter_mut().zip(&ram) {

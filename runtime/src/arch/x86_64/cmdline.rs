@@ -5,6 +5,7 @@
 
 use super::CMDLINE_BYTES;
 use crate::arch::Slot;
+use husk_protocol::spec::ConsoleDevice;
 
 /// What every default command line says:
 /// a reset ends the machine by a triple fault, at once, and a panic resets; the CPU's random numbers are trusted, there is nothing else to seed from; the clock is the host's and needs
@@ -13,8 +14,12 @@ const COMMON: &str = "reboot=t panic=-1 random.trust_cpu=on tsc=reliable no_time
 /// Console off: no messages on the way (each byte is an exit), and the 8250 driver does not even probe; a panic still
 /// prints, by the early console.
 const CONSOLE_OFF: &str = "quiet 8250.nr_uarts=0 earlyprintk=serial,ttyS0,115200,keep";
-/// Console on.
-const CONSOLE_ON: &str = "console=ttyS0";
+/// Console on, for any kernel.
+const CONSOLE_SERIAL: &str = "console=ttyS0";
+/// Console on, for a kernel with a virtio console. What it prints before that is up stands on the screen, which costs no
+/// exit; Linux would print it again, but its virtio console throws away what comes before it is wholly registered. So the
+/// screen is kept until then, and after, and printed before the console's first words.
+const CONSOLE_VIRTIO: &str = "console=hvc0 8250.nr_uarts=0 earlyprintk=vga,keep";
 
 /// Not a command line.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -40,8 +45,12 @@ pub enum CmdlineError {
 
 /// The command line when the spec has none.
 #[must_use]
-pub fn default_args(console: bool) -> String {
-    let console = if console { CONSOLE_ON } else { CONSOLE_OFF };
+pub fn default_args(console: Option<ConsoleDevice>) -> String {
+    let console = match console {
+        None => CONSOLE_OFF,
+        Some(ConsoleDevice::Serial) => CONSOLE_SERIAL,
+        Some(ConsoleDevice::Virtio) => CONSOLE_VIRTIO,
+    };
     format!("{COMMON} {console}")
 }
 
@@ -94,8 +103,9 @@ mod tests {
     fn the_default_with_all_devices_fits() {
         let slots: Vec<Slot> = (0..super::super::MAX_SLOTS).filter_map(super::super::slot).collect();
         assert_eq!(slots.len(), 19);
-        build(&default_args(true), &slots).unwrap();
-        build(&default_args(false), &slots).unwrap();
+        for console in [None, Some(ConsoleDevice::Serial), Some(ConsoleDevice::Virtio)] {
+            build(&default_args(console), &slots).unwrap();
+        }
     }
 
     #[test]

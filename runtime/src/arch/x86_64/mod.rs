@@ -9,6 +9,7 @@ mod cpuid;
 mod gdt;
 mod layout;
 mod mptable;
+pub mod screen;
 mod vcpu;
 
 /// `EM_X86_64`: the machine that an ELF kernel is for.

@@ -7,6 +7,7 @@
 
 pub mod balloon;
 pub mod block;
+pub mod console;
 pub mod entropy;
 pub mod event_loop;
 pub mod gate;
@@ -48,6 +49,8 @@ pub enum DeviceKind {
     Net = virtio_ids::VIRTIO_ID_NET,
     /// A disk (5.2).
     Block = virtio_ids::VIRTIO_ID_BLOCK,
+    /// A console (5.3).
+    Console = virtio_ids::VIRTIO_ID_CONSOLE,
     /// A source of random bytes (5.4).
     Entropy = virtio_ids::VIRTIO_ID_RNG,
     /// A memory balloon (5.5).
