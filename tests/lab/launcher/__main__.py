@@ -35,6 +35,7 @@ def options():
     parser.add_argument("--cgroup", default="v2", choices=("v2", "v1", "hybrid"), help="control groups in L1 (v2)")
     parser.add_argument("--timeout", type=float, default=1800, metavar="S", help="for the command (1800)")
     parser.add_argument("--boot-timeout", type=float, default=90, metavar="S", help="for L1 (90)")
+    parser.add_argument("--xsave", action="store_true", help="leave XSAVE on, which Firecracker asks KVM for; it does not work in guests")
     parser.add_argument("--env", action="append", default=[], metavar="K[=V]", help="pass one more variable")
     parser.add_argument("--append", default="", metavar="WORDS", help="more words for L1's kernel command line")
     parser.add_argument("--console", action="store_true", help="print L1's console on standard error")

@@ -123,10 +123,12 @@ class Machine:
             argv += ["-accel", "tcg,thread=single,tb-size=512", "-icount", "shift=0,sleep=off", "-smp", "1"]
         else:
             argv += ["-accel", "tcg,thread=multi,tb-size=512", "-smp", options.smp]
-        # Without erms and fsrm the kernels copy eight bytes an instruction; `rep movsb` is emulated byte by byte. avx and pku
-        # are what XSETBV would switch on, and QEMU does not intercept that: KVM never learns what a guest enabled, and each
-        # guest kernel found its XSAVE sizes wrong, said so at length and turned XSAVE off.
-        argv += ["-cpu", "max,-erms,-fsrm,-avx,-avx2,-fma,-f16c,-pku", "-m", "%dM" % options.memory]
+        # Without erms and fsrm the kernels copy eight bytes an instruction; `rep movsb` is emulated byte by byte. XSAVE is
+        # broken for guests: QEMU does not intercept XSETBV, so KVM never learns what a guest enabled and enables less again.
+        # A guest that sees AVX finds its sizes wrong, says so at length and does without XSAVE; one that does not see AVX
+        # finds nothing and loses its SSE registers. So guests have neither, unless a monitor insists on XSAVE.
+        cpu = "max,-erms,-fsrm" if options.xsave else "max,-erms,-fsrm,-xsave"
+        argv += ["-cpu", cpu, "-m", "%dM" % options.memory]
         share = options.memory // (2 if options.numa else 1)
         for node in range(2 if options.numa else 1):
             argv += ["-object", "memory-backend-memfd,id=m%d,size=%dM,share=on" % (node, share)]
