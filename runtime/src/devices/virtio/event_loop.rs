@@ -14,6 +14,7 @@ use super::{Busy, DeviceError, Token, Worker};
 use deputy::{Deputy, Ward};
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -138,26 +139,32 @@ impl EventLoop {
 
     /// Runs until [`LoopHandle::stop`]. Fails only if the kernel no longer reports events.
     pub fn run(mut self) -> io::Result<()> {
+        while self.turn(-1)?.is_continue() {}
+        Ok(())
+    }
+
+    /// Waits for events, at most `wait_ms` milliseconds if that is not negative, and handles those that there are. Breaks
+    /// once it was told to stop.
+    pub(crate) fn turn(&mut self, wait_ms: i32) -> io::Result<ControlFlow<()>> {
         let mut events = [EpollEvent::default(); BATCH];
-        loop {
-            let draining = self.slots.values().any(|slot| slot.draining.is_some());
-            let timeout = if draining { DRAIN_RETRY_MS } else { -1 };
-            let count = match self.epoll.wait(timeout, &mut events) {
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
-                Err(error) => return Err(error),
-            };
-            for event in &events[..count] {
-                if event.data() != COMMANDS {
-                    self.dispatch(event.data());
-                } else if self.obey().is_break() {
-                    return Ok(());
-                }
-            }
-            if draining {
-                self.retry_drains();
+        let draining = self.slots.values().any(|slot| slot.draining.is_some());
+        let timeout = if draining && wait_ms < 0 { DRAIN_RETRY_MS } else { wait_ms };
+        let count = match self.epoll.wait(timeout, &mut events) {
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            Err(error) => return Err(error),
+        };
+        for event in &events[..count] {
+            if event.data() != COMMANDS {
+                self.dispatch(event.data());
+            } else if self.obey().is_break() {
+                return Ok(ControlFlow::Break(()));
             }
         }
+        if draining {
+            self.retry_drains();
+        }
+        Ok(ControlFlow::Continue(()))
     }
 
     fn dispatch(&mut self, data: u64) {
@@ -175,11 +182,11 @@ impl EventLoop {
         }
     }
 
-    fn obey(&mut self) -> std::ops::ControlFlow<()> {
+    fn obey(&mut self) -> ControlFlow<()> {
         let _ = self.wake.read();
         while let Ok(command) = self.commands.try_recv() {
             match command {
-                Command::Stop => return std::ops::ControlFlow::Break(()),
+                Command::Stop => return ControlFlow::Break(()),
                 Command::Run { key, worker, owner } => self.adopt(key, worker, owner),
                 Command::Drain { key } => {
                     if let Some(slot) = self.slots.get_mut(&key) {
@@ -189,7 +196,7 @@ impl EventLoop {
                 }
             }
         }
-        std::ops::ControlFlow::Continue(())
+        ControlFlow::Continue(())
     }
 
     fn adopt(&mut self, key: WorkerKey, worker: Box<dyn Worker>, owner: Arc<dyn Owner>) {
