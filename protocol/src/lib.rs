@@ -12,3 +12,6 @@ pub mod exec;
 pub mod exit;
 pub mod network;
 pub mod spec;
+
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;

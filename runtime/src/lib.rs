@@ -31,3 +31,6 @@ pub mod boot;
 pub mod control;
 
 pub mod vmm;
+
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;

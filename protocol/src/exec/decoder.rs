@@ -130,4 +130,4 @@ fn data(kind: u8, session: u32, stream: Stream, payload: &[u8]) -> Result<Frame,
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

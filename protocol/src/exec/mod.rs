@@ -14,6 +14,8 @@
 mod decoder;
 mod frame;
 
+#[cfg(test)]
+pub(crate) use decoder::tests::examples as decoder_examples;
 pub use decoder::{DecodeError, Decoder};
 pub use frame::{
     DriveMount, EncodeError, Exec, ExecFailure, ExecFailureKind, Exit, Frame, GuestHello, GuestReport,

@@ -1,7 +1,7 @@
 use super::*;
 use crate::exec::*;
 
-fn examples() -> Vec<Frame> {
+pub(crate) fn examples() -> Vec<Frame> {
     vec![
         Frame::Hello(Hello { version: VERSION, features: 0 }),
         Frame::GuestHello(GuestHello { version: VERSION, features: 5, init_ticks: u64::MAX }),

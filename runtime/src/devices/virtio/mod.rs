@@ -17,7 +17,9 @@ pub mod mmio;
 pub mod net;
 pub mod queue;
 mod service;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "a driver that cannot be set up ends its test")]
+#[cfg_attr(not(test), allow(dead_code, reason = "the unit tests use all of it"))]
 pub(crate) mod testkit;
 pub mod vsock;
 

@@ -18,8 +18,8 @@ pub(crate) const LOW_END: u64 = 8 << 20;
 pub(crate) const HIGH: u64 = 16 << 20;
 pub(crate) const HIGH_END: u64 = 24 << 20;
 /// Where rings are put; buffers go above 1 MiB.
-const RINGS: u64 = 0x1_0000;
-const RING_STRIDE: u64 = 0x4000;
+pub(crate) const RINGS: u64 = 0x1_0000;
+pub(crate) const RING_STRIDE: u64 = 0x4000;
 
 pub(crate) const NEXT: u16 = 1;
 pub(crate) const WRITE: u16 = 2;
@@ -156,7 +156,10 @@ impl Bench {
     }
 
     pub(crate) fn start_with(device: &mut dyn VirtioDevice, features: u64) -> Self {
-        let memory = memory();
+        Self::start_in(memory(), device, features)
+    }
+
+    pub(crate) fn start_in(memory: Memory, device: &mut dyn VirtioDevice, features: u64) -> Self {
         let sizes = device.queue_sizes().to_vec();
         let notifiers = notifiers(sizes.len());
         let (bell, dropped) = (Arc::new(Bell::default()), Arc::default());

@@ -1,0 +1,104 @@
+//! What is on the devices' other sides: a file, a wire.
+//!
+//! Owns it for one run. Refuses, by a panic, what a device did there against its rules: a disk that grew, a read-only one
+//! that changed, a frame from another address than the card's. Invariant: nothing here waits.
+
+use super::input::Input;
+use super::script::Host;
+use crate::devices::virtio::block::Block;
+use crate::devices::virtio::net::{Net, policy::Policy};
+use crate::devices::virtio::{FEATURE_EVENT_IDX, FEATURE_INDIRECT};
+use husk_protocol::spec::CacheType;
+use rustix::fs::MemfdFlags;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixDatagram;
+use virtio_bindings::virtio_net;
+
+/// Sectors of the disk.
+const SECTORS: usize = 128;
+const MAC: [u8; 6] = [2, 0xfc, 0, 0, 0, 1];
+/// Bytes of the virtio header before a frame.
+const HEADER: usize = 12;
+/// Bytes of a virtio header and the longest frame.
+const LONGEST: usize = HEADER + 14 + 65_535;
+
+pub(super) struct Disk {
+    file: File,
+    bytes: u64,
+    read_only: bool,
+}
+
+/// A disk: bit 0 read-only, bit 1 with a cache to flush, bits 2 and 3 its queues.
+pub(super) fn disk(options: u8) -> (Block, Disk) {
+    let file = File::from(rustix::fs::memfd_create("disk", MemfdFlags::CLOEXEC).unwrap());
+    file.write_all_at(&[7; 512 * SECTORS], 0).unwrap();
+    let (read_only, cache) = (options & 1 != 0, [CacheType::Unsafe, CacheType::Writeback]);
+    let cache = cache[usize::from(options >> 1 & 1)];
+    let block = Block::new(file.try_clone().unwrap(), "fuzz", read_only, cache).unwrap();
+    let host = Disk { file, bytes: 512 * SECTORS as u64, read_only };
+    (block.with_queues(1 + (options >> 2) % 3), host)
+}
+
+impl Host for Disk {
+    /// The file shrinks or grows below the device.
+    fn act(&mut self, input: &mut Input<'_>) {
+        self.bytes = u64::from(input.u16());
+        self.file.set_len(self.bytes).unwrap();
+    }
+
+    fn check(&mut self) {
+        assert_eq!(self.file.metadata().unwrap().len(), self.bytes, "a guest changed the length of a disk");
+        if self.read_only {
+            let mut bytes = [0; 512 * SECTORS];
+            let count = self.file.read_at(&mut bytes, 0).unwrap();
+            // Zeros are where the file has shrunk and grown.
+            let kept = bytes[..count].iter().all(|byte| matches!(byte, 7 | 0));
+            assert!(kept, "a guest wrote to a read-only disk");
+        }
+    }
+}
+
+pub(super) struct Wire(UnixDatagram);
+
+/// A card whose wire ends in a datagram socket, which keeps frames apart as a tap does.
+pub(super) fn card() -> (Net, Wire) {
+    let (wire, tap) = UnixDatagram::pair().unwrap();
+    tap.set_nonblocking(true).unwrap();
+    wire.set_nonblocking(true).unwrap();
+    let policy = Policy::new(vec!["10.0.0.0/8:*".parse().unwrap()], Vec::new());
+    (Net::new(tap.into(), MAC, 1500, policy), Wire(wire))
+}
+
+/// The features that the bits of `choice` take away. Those that change the tap stay: a socket has none.
+pub(super) fn without(choice: u8) -> u64 {
+    let features = [
+        FEATURE_EVENT_IDX,
+        FEATURE_INDIRECT,
+        1 << virtio_net::VIRTIO_NET_F_MRG_RXBUF,
+        1 << virtio_net::VIRTIO_NET_F_CSUM,
+        1 << virtio_net::VIRTIO_NET_F_HOST_TSO4,
+        1 << virtio_net::VIRTIO_NET_F_HOST_TSO6,
+    ];
+    let chosen = |bit: usize| if choice >> bit & 1 != 0 { features[bit] } else { 0 };
+    (0..features.len()).map(chosen).fold(0, |all, feature| all | feature)
+}
+
+impl Host for Wire {
+    /// A frame arrives: its length, so many bytes of it, and zeros for the rest.
+    fn act(&mut self, input: &mut Input<'_>) {
+        let (length, given) = (input.u16(), input.u8());
+        let mut frame = input.bytes(given.into()).to_vec();
+        frame.resize(length.into(), 0);
+        // A wire that is full loses frames.
+        drop(self.0.send(&frame));
+    }
+
+    fn check(&mut self) {
+        let mut frame = vec![0; LONGEST + 1];
+        while let Ok(length) = self.0.recv(&mut frame) {
+            assert!((HEADER + 14..=LONGEST).contains(&length), "a frame of {length} bytes was sent");
+            assert_eq!(frame[HEADER + 6..HEADER + 12], MAC, "a frame was sent from another address");
+        }
+    }
+}

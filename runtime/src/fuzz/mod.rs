@@ -1,0 +1,99 @@
+//! What fuzzing calls: functions from bytes to a panic, or none.
+//!
+//! Owns no bytes: `fuzz/` finds new ones with libFuzzer on a nightly compiler, the tests here replay those of
+//! `tests/corpus` and random ones on any compiler, without KVM. Refuses, by a panic, what a device must never do
+//! whatever its driver does: write outside of what it was offered, claim more than there is, work without end, keep a
+//! queue, or not recover from a reset. Invariant: the same bytes do the same, but for what entropy is.
+//!
+//! Not in release binaries: the module exists under `cfg(test)` and with the feature `fuzzing`.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    reason = "what cannot be set up, and what a device must not do, ends the run by a panic"
+)]
+
+mod guard;
+mod hosts;
+mod input;
+mod registers;
+mod script;
+mod sockets;
+
+use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::balloon::Balloon;
+use crate::devices::virtio::entropy::Entropy;
+use input::Input;
+use script::{Subject, run};
+
+/// A target: its name, which is also its corpus's, and its function, which says how much the device answered.
+pub type Target = (&'static str, fn(&[u8]) -> u32);
+
+/// All of them.
+pub const TARGETS: [Target; 7] = [
+    ("block", block),
+    ("net", net),
+    ("vsock", vsock),
+    ("vsock_packets", vsock_packets),
+    ("entropy", entropy),
+    ("balloon", balloon),
+    ("registers", registers),
+];
+
+/// A disk: one byte of options, then operations of a driver.
+pub fn block(bytes: &[u8]) -> u32 {
+    let mut input = Input(bytes);
+    let (mut disk, mut host) = hosts::disk(input.u8());
+    let features = disk.features();
+    let subject = Subject { device: &mut disk, features, host: &mut host, most: 64, discards: false };
+    run(subject, input)
+}
+
+/// A network card: one byte of features that the driver does without, then operations; the host's are frames.
+pub fn net(bytes: &[u8]) -> u32 {
+    let mut input = Input(bytes);
+    let (mut card, mut host) = hosts::card();
+    let features = card.features() & !hosts::without(input.u8());
+    // One round may be an event of the tap and one of each queue's kick.
+    let subject = Subject { device: &mut card, features, host: &mut host, most: 2200, discards: false };
+    run(subject, input)
+}
+
+/// A socket device: operations of a driver; the host's are streams, answers and the ends of both.
+pub fn vsock(bytes: &[u8]) -> u32 {
+    let (mut device, mut host) = sockets::device();
+    let features = device.features();
+    let subject = Subject { device: &mut device, features, host: &mut host, most: 2200, discards: false };
+    run(subject, Input(bytes))
+}
+
+/// A socket device whose driver sends sound chains with unsound packets in them.
+pub fn vsock_packets(bytes: &[u8]) -> u32 {
+    sockets::packets(Input(bytes))
+}
+
+/// A source of random bytes: operations of a driver.
+pub fn entropy(bytes: &[u8]) -> u32 {
+    let features = Entropy.features();
+    let subject = Subject { device: &mut Entropy, features, host: &mut (), most: 64, discards: false };
+    run(subject, Input(bytes))
+}
+
+/// A balloon that reports free pages: operations of a driver.
+pub fn balloon(bytes: &[u8]) -> u32 {
+    let mut balloon = Balloon::new(4, true, true);
+    let features = balloon.features();
+    let subject = Subject { device: &mut balloon, features, host: &mut (), most: 32, discards: true };
+    run(subject, Input(bytes))
+}
+
+/// A transport's registers before a device: one byte that says which, then accesses.
+pub fn registers(bytes: &[u8]) -> u32 {
+    registers::run(Input(bytes))
+}
+
+#[cfg(test)]
+mod seeds;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,275 @@
+//! The seeds of each target, from the general ones and those that only its device knows.
+
+use super::{DATA, Device, HEADER, HOLE, Place, Script, Seed, TABLE};
+use crate::devices::virtio::testkit::Ring;
+use crate::fuzz::input::{LOW, MIDDLE};
+use crate::fuzz::registers::op;
+use crate::fuzz::{script, sockets};
+
+fn named(mut seeds: Vec<Seed>, more: Vec<(&str, Script)>) -> Vec<Seed> {
+    seeds.extend(more.into_iter().map(|(name, script)| (name.to_owned(), script.0)));
+    seeds
+}
+
+fn words(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+pub(super) fn block() -> Vec<Seed> {
+    let status = (LOW, 0x3000);
+    let request = |options: u8, (kind, sector): (u32, u64), chain: &[(Place, u32, bool)]| {
+        let contents = [words(&[kind, 0]), sector.to_le_bytes().to_vec()].concat();
+        Device { prefix: Script(vec![options]), queue: 0, contents, chain: chain.to_vec(), size: 128 }
+    };
+    let read = [(HEADER, 16, false), (DATA, 512, true), (status, 1, true)];
+    let write = [(HEADER, 16, false), (DATA, 512, false), (status, 1, true)];
+    let ranges = [(HEADER, 16, false), (DATA, 32, false), (status, 1, true)];
+    let range = |sector: u64, count: u32, flags: u32| {
+        [words(&[sector as u32, (sector >> 32) as u32]), words(&[count, flags])].concat()
+    };
+    let discard = |kind: u32, one: &[u8], two: &[u8]| {
+        let device = request(0, (kind, 0), &ranges);
+        device.ready().write(DATA, &[one, two].concat()).chain(0, &device.chain).kick(0)
+    };
+    let more = vec![
+        ("write", request(0, (1, 3), &write).sound()),
+        ("flush", request(2, (4, 0), &[(HEADER, 16, false), (status, 1, true)]).sound()),
+        ("identity", request(0, (8, 0), &[(HEADER, 16, false), (DATA, 21, true)]).sound()),
+        ("discard", discard(11, &range(0, 8, 0), &range(16, 8, 0))),
+        ("zeroes", discard(13, &range(0, 8, 1), &[])),
+        ("third-queue", Script(vec![8]).write(HEADER, &[0; 16]).chain(2, &read).kick(2)),
+        ("04-no-status", request(0, (0, 0), &read[..1]).sound()),
+        ("04-huge", request(0, (0, 0), &[read[0], ((MIDDLE, 0), 0x2_0000, true), read[2]]).sound()),
+        ("08-write-to-read-only", request(1, (1, 3), &write).sound()),
+        ("08-discard-of-read-only", request(1, (11, 0), &ranges).sound()),
+        ("10-past-the-end", request(0, (0, 128), &read).sound()),
+        ("10-sector-wraps", request(0, (0, u64::MAX), &read).sound()),
+        ("10-bytes-wrap", request(0, (1, 1 << 55), &write).sound()),
+        ("10-unaligned", request(0, (0, 0), &[read[0], (DATA, 511, true), read[2]]).sound()),
+        ("10-unknown", request(0, (99, 0), &read).sound()),
+        ("10-range-wraps", discard(11, &range(u64::MAX, 2, 0), &range(0, 8, 0))),
+        ("10-range-past-the-end", discard(13, &range(127, 2, 0), &[])),
+        ("10-range-flags", discard(11, &range(0, 8, 0), &range(0, 8, 0xffff_fffe))),
+        ("22-shrunk", request(0, (0, 100), &read).ready().host(&[0, 2]).chain(0, &read).kick(0)),
+    ];
+    named(request(0, (0, 1), &read).seeds(), more)
+}
+
+pub(super) fn entropy() -> Vec<Seed> {
+    let chain = vec![(DATA, 64, true), ((MIDDLE, 3), 100, true)];
+    let device = Device { prefix: Script::default(), queue: 0, contents: Vec::new(), chain, size: 64 };
+    let huge = [((MIDDLE, 0), 0x2_0000, true); 32];
+    let flood = (0..63).fold(device.ready().chain(0, &huge), |script, _| script.head(0, 0));
+    let half = [(DATA, 64, true), ((HOLE, 0x10), 0x20, true)];
+    let more = vec![
+        ("14-huge", flood.kick(0).kick(0)),
+        ("03-second-buffer", device.ready().chain(0, &half).kick(0)),
+    ];
+    named(device.seeds(), more)
+}
+
+pub(super) fn balloon() -> Vec<Seed> {
+    let device = |queue: u8, pages: &[u32]| {
+        let contents = words(pages);
+        let chain = vec![(HEADER, contents.len() as u32, false)];
+        Device { prefix: Script::default(), queue, contents, chain, size: 32 }
+    };
+    let report = |buffers: &[(Place, u32, bool)]| {
+        device(2, &[0]).ready().write(TABLE, &[7; 64]).chain(2, buffers).kick(2)
+    };
+    let many: Vec<u32> = (0..900).map(|page| page % 16).collect();
+    let more = vec![
+        ("deflate", device(1, &[8, 9, 8]).sound()),
+        ("report", report(&[(TABLE, 4096, true), ((MIDDLE, 0), 8192, true)])),
+        ("13-outside", device(0, &[8, 32, 9]).sound()),
+        ("13-highest", device(0, &[u32::MAX]).sound()),
+        ("13-duplicates", device(0, &[8; 200]).sound()),
+        ("13-many", device(0, &many).sound()),
+        ("13-the-list-itself", device(0, &[1]).sound()),
+        ("13-the-rings", device(0, &[16, 17, 18, 19]).sound()),
+        ("13-deflate-of-nothing", device(1, &[64, 95, 63]).sound()),
+        ("13-report-outside", report(&[(TABLE, 4096, true), ((HOLE, 0x1000), 8192, true)])),
+        ("13-report-of-parts", report(&[((LOW, 0x8100), 4096, true)])),
+        ("13-report-huge", report(&[((MIDDLE, 0), 0x2_0000, true); 32])),
+    ];
+    named(device(0, &[8, 9, 8]).seeds(), more)
+}
+
+pub(super) fn net() -> Vec<Seed> {
+    let frame = |header: &[u8; 12], source: u8, destination: [u8; 4]| {
+        let mut bytes = header.to_vec();
+        bytes.extend([0xff; 6]);
+        bytes.extend([2, 0xfc, 0, 0, 0, source, 8, 0]);
+        bytes.extend([0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 2]);
+        bytes.extend(destination);
+        bytes.extend([0, 80, 0, 80, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 2, 0, 0, 0, 0, 0, 0]);
+        bytes
+    };
+    let send = |contents: Vec<u8>, len: u32| {
+        let chain = vec![(HEADER, len, false)];
+        Device { prefix: Script(vec![0]), queue: 1, contents, chain, size: 256 }
+    };
+    let sound = frame(&[0; 12], 1, [10, 0, 0, 1]);
+    let checksum = frame(&[1, 0, 0, 0, 0, 0, 34, 0, 16, 0, 0, 0], 1, [10, 0, 0, 1]);
+    let outside = frame(&[1, 1, 54, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0], 1, [10, 0, 0, 1]);
+    let room = [(DATA, 0x1000, true), ((MIDDLE, 0), 0x1_0000, true)];
+    let arrives = [0xe8, 3, 20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0xfc, 0, 0, 0, 1, 2, 3];
+    let flood = (0..30).fold(Script(vec![0]), |script, _| script.host(&arrives));
+    let small = (0..8).fold(Script(vec![0]), |script, _| script.chain(0, &[(DATA, 128, true)]));
+    let more = vec![
+        ("checksum", send(checksum, 66).sound()),
+        ("receive", Script(vec![0]).chain(0, &room).kick(0).host(&arrives).kick(0)),
+        ("receive-merged", small.host(&arrives).kick(0).kick(0)),
+        ("receive-unmerged", Script(vec![4]).chain(0, &room).host(&arrives).kick(0)),
+        ("11-oversized", send(sound.clone(), 0xf000).sound()),
+        ("11-bad-header", send(outside, 66).sound()),
+        ("11-spoofed", send(frame(&[0; 12], 9, [10, 0, 0, 1]), 66).sound()),
+        ("11-forbidden", send(frame(&[0; 12], 1, [8, 8, 8, 8]), 66).sound()),
+        ("11-header-only", send(sound.clone(), 12).sound()),
+        ("11-flood-without-room", flood.kick(0).chain(0, &room).kick(0)),
+        ("11-no-room", Script(vec![0]).chain(0, &[(DATA, 20, true)]).host(&arrives).kick(0).kick(0)),
+        (
+            "11-restart-with-room",
+            Script(vec![0]).chain(0, &room).kick(0).restart().chain(0, &room).host(&arrives).kick(0),
+        ),
+    ];
+    named(send(sound, 66).seeds(), more)
+}
+
+/// A packet's header.
+fn packet(op: u16, (guest_port, host_port): (u32, u32), len: u32) -> Vec<u8> {
+    let ids = [sockets::CID, sockets::HOST_CID].map(u64::to_le_bytes).concat();
+    let kinds = [1_u16, op].map(u16::to_le_bytes).concat();
+    [ids, words(&[guest_port, host_port, len]), kinds, words(&[0, 1 << 18, 0])].concat()
+}
+
+pub(super) fn vsock() -> Vec<Seed> {
+    let ports = (7, sockets::EXEC);
+    let chain = vec![(HEADER, sockets::HEADER, false), (DATA, 100, false)];
+    let device = |contents: Vec<u8>| Device {
+        prefix: Script::default(),
+        queue: 1,
+        contents,
+        chain: chain.clone(),
+        size: 128,
+    };
+    let room =
+        |script: Script| (0..4).fold(script, |script, _| script.chain(0, &[((MIDDLE, 0), 4096, true)]));
+    let open = || room(device(packet(1, ports, 0)).sound()).kick(0);
+    let connect = b"\x00\x0aCONNECT 9\n";
+    let more = vec![
+        ("data", open().write(HEADER, &packet(5, ports, 100)).chain(1, &chain).kick(1)),
+        ("from-the-host", room(open().host(&[3, 0, 8, 0])).kick(0).kick(0)),
+        ("host-connects", room(Script::default().host(connect)).kick(0).kick(0)),
+        ("host-leaves", room(open().host(&[5, 0])).kick(0).kick(0)),
+        ("another-port", room(device(packet(1, (7, 80), 0)).sound()).host(&[1, 0]).kick(0).kick(0)),
+        ("refused-port", room(device(packet(1, (7, 80), 0)).sound()).host(&[2, 0]).kick(0)),
+        ("transport-reset", room(open().host(&[6])).chain(2, &[(DATA, 4, true)]).kick(2).kick(0)),
+        ("12-lies-about-length", open().write(HEADER, &packet(5, ports, 1 << 20)).chain(1, &chain).kick(1)),
+        ("12-never-read", open().host(&[3, 0xff, 0xff, 0]).host(&[3, 0xff, 0xff, 0]).kick(0).kick(1)),
+        (
+            "12-header-buffers",
+            open().chain(0, &[(DATA, 44, true)]).chain(0, &[(DATA, 43, true)]).host(&[3, 9, 0, 0]).kick(0),
+        ),
+    ];
+    named(device(packet(1, ports, 0)).seeds(), more)
+}
+
+pub(super) fn packets() -> Vec<Seed> {
+    // Operation, kind, flags, ports, credit, length said and real.
+    let send =
+        |op: u8, (guest, host): (u8, u8), (allocated, forwarded): (u32, u32), (said, real): (u32, u16)| {
+            let start = vec![sockets::op::SEND, op, 0, 0, guest, host];
+            [start, words(&[allocated, forwarded, said]), real.to_le_bytes().to_vec()].concat()
+        };
+    let (post, host) = (vec![sockets::op::POST, 32], |bytes: &[u8]| [&[sockets::op::HOST], bytes].concat());
+    let credit = (1 << 18, 0);
+    let open = [post.clone(), send(1, (1, 0), credit, (0, 0))].concat();
+    let then = |more: &[Vec<u8>]| [open.clone(), more.concat()].concat();
+    let flood = (0..60).flat_map(|port| send(1, (port, 1), credit, (0, 0))).collect();
+    let strays = (0..80).flat_map(|_| send(5, (3, 3), credit, (0, 0))).collect();
+    let seeds: Vec<(&str, Vec<u8>)> = vec![
+        ("data", then(&[send(5, (1, 0), credit, (100, 100)), host(&[4, 0])])),
+        ("from-the-host", then(&[host(&[3, 0, 16, 0]), post, send(6, (1, 0), (1 << 18, 4096), (0, 0))])),
+        ("shutdown", then(&[send(4, (1, 0), credit, (0, 0)), send(3, (1, 0), credit, (0, 0))])),
+        ("12-source", then(&[[&[sockets::op::SEND, 5, 0x80, 0, 1, 0][..], &[0; 22]].concat()])),
+        ("12-kind", then(&[[&[sockets::op::SEND, 5, 7, 0, 1, 0][..], &[0; 14]].concat()])),
+        ("12-operation", then(&[send(9, (1, 0), credit, (0, 0))])),
+        ("12-length", then(&[send(5, (1, 0), credit, (u32::MAX, 100))])),
+        (
+            "12-credit-overflow",
+            then(&[host(&[3, 0xff, 0xff, 0]), send(6, (1, 0), (u32::MAX, u32::MAX), (0, 0))]),
+        ),
+        ("12-credit-underflow", then(&[send(6, (1, 0), (0, 1), (0, 0)), host(&[3, 9, 0, 0])])),
+        ("12-no-credit", then(&[send(6, (1, 0), (0, 0), (0, 0)), host(&[3, 9, 0, 0])])),
+        ("12-too-much", then(&vec![send(5, (1, 0), credit, (0x7fff, 0x7fff)); 20])),
+        ("12-ports", flood),
+        ("12-strays", strays),
+        ("12-twice", then(&[send(1, (1, 0), credit, (0, 0))])),
+        ("12-response", then(&[send(2, (1, 0), credit, (0, 0))])),
+    ];
+    seeds.into_iter().map(|(name, bytes)| (name.to_owned(), bytes)).collect()
+}
+
+/// A write of a register.
+fn write(offset: u16, value: u32) -> Vec<u8> {
+    [vec![op::WRITE], offset.to_le_bytes().to_vec(), value.to_le_bytes().to_vec()].concat()
+}
+
+fn writes(all: &[(u16, u32)]) -> Vec<u8> {
+    all.iter().flat_map(|&(offset, value)| write(offset, value)).collect()
+}
+
+/// The registers of queue 0, and a start.
+fn set_queue(size: u32, table: u32, available: u32, used: u32) -> Vec<u8> {
+    writes(&[(0x30, 0), (0x38, size), (0x80, table), (0x90, available), (0xa0, used), (0x44, 1), (0x70, 15)])
+}
+
+pub(super) fn registers() -> Vec<Seed> {
+    let started =
+        |device: u8| vec![device, op::NEGOTIATE, op::QUEUES, op::WRITE, 0x70, 0, 15, 0, 0, 0, op::TURN];
+    let then = |device: u8, more: &[&[u8]]| [started(device), more.concat()].concat();
+    let offer: &[u8] = &[op::OFFER, op::TURN];
+    let reset = [write(0x70, 0), vec![op::NEGOTIATE, op::QUEUES], write(0x70, 15)].concat();
+    let wide: Vec<u8> =
+        (0..17).flat_map(|width| [op::READ, 0x70, 0, width, op::READ, 0xfc, 0, width]).collect();
+    let kicks: Vec<u8> = (0..60).flat_map(|queue| write(0x50, queue * 0x101)).collect();
+    let order = writes(&[(0x70, 15), (0x70, 8), (0x70, 4), (0x70, 128), (0x70, 3)]);
+    let features = writes(&[(0x70, 3), (0x24, 0), (0x20, u32::MAX), (0x70, 11), (0x70, 15)]);
+    let beyond = writes(&[(0x24, 9), (0x20, 1), (0x70, 15)]);
+    let (configure, short) = ([op::WRITE_WIDE, 4, 1, 4, 9, 9, 9, 9], [op::WRITE_WIDE, 0x70, 0, 2, 0, 0]);
+    let header = [vec![op::MEMORY, LOW, 0, 0x10, 16, 1], vec![0; 15]].concat();
+    let seeds: Vec<(&str, Vec<u8>)> = vec![
+        ("block", then(0, &[offer])),
+        ("entropy", then(1, &[offer])),
+        ("balloon", then(2, &[offer, &configure])),
+        ("07-rewritten", then(0, &[&set_queue(64, 0, 0, 0), offer, &set_queue(1, 64, 32, 0), offer])),
+        ("07-status-out-of-order", [vec![0], order].concat()),
+        ("07-reset-in-flight", then(0, &[&offer[..1], &reset, offer, &reset, offer])),
+        ("07-storm", then(0, &[&reset, &reset, &[op::TURN], &reset, &write(0x70, 0), &reset, offer])),
+        ("08-features", [vec![0], features].concat()),
+        ("08-features-beyond", [vec![1, op::NEGOTIATE], beyond].concat()),
+        ("09-no-such-queue", then(1, &[&kicks, offer])),
+        ("15-widths", then(2, &[&wide, &short, &[op::WRITE_WIDE, 0xff, 0, 16], offer])),
+        ("memory", then(0, &[&header, offer])),
+    ];
+    let seeds = seeds.into_iter().chain(unsound_queues());
+    seeds.map(|(name, bytes)| (name.to_owned(), bytes)).collect()
+}
+
+/// Item 6.
+fn unsound_queues() -> Vec<(&'static str, Vec<u8>)> {
+    let setup = Ring::new(&script::memory(), 0, 64).setup;
+    let [table, available, used] = [setup.descriptors, setup.available, setup.used].map(|addr| addr as u32);
+    let negotiated = |queue: Vec<u8>| [vec![1, op::NEGOTIATE], queue, vec![op::TURN]].concat();
+    vec![
+        ("06-size-0", negotiated(set_queue(0, table, available, used))),
+        ("06-size-63", negotiated(set_queue(63, table, available, used))),
+        ("06-size-128", negotiated(set_queue(128, table, available, used))),
+        ("06-size-huge", negotiated(set_queue(u32::MAX, table, available, used))),
+        ("06-overlap", negotiated(set_queue(64, table, table, used))),
+        ("06-end-of-ram", negotiated(set_queue(64, table, available, (128 << 10) - 8))),
+        ("06-unaligned", negotiated(set_queue(64, table + 8, available, used))),
+        ("06-no-queue", negotiated(write(0x70, 15))),
+    ]
+}
