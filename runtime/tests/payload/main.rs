@@ -4,20 +4,20 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod attacks;
+mod cell;
+mod driver;
+mod guest;
+mod hostile;
+
+use cell::{Cell, kernel, start, start_with};
 use husk_protocol::control::{EndReason, Ended, Fault, FromCell, Stage};
 use husk_protocol::exit::RuntimeExit;
-use rustix::net::{
-    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
-    recv, sendmsg, socketpair,
-};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::fs::File;
-use std::io::{IoSlice, Write};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
-use std::process::{Child, Command};
-use std::time::{Duration, Instant};
+use std::os::fd::OwnedFd;
+use std::process::Command;
 
-const BASE: u64 = 0x10_0000;
 /// Prints "hi\n" on the serial port.
 const HELLO: &[u8] = b"\x66\xba\xf8\x03\xb0h\xee\xb0i\xee\xb0\n\xee";
 /// The keyboard controller's reset, then a halt.
@@ -26,103 +26,6 @@ const RESET: &[u8] = b"\xb0\xfe\xe6\x64\xf4\xeb\xfd";
 const TRIPLE_FAULT: &[u8] = b"\x0f\x01\x1d\x00\x00\x00\x00\x0f\x0b";
 /// An endless loop.
 const LOOP: &[u8] = b"\xeb\xfe";
-
-/// An ELF kernel whose code is `code`.
-fn kernel(code: &[&[u8]]) -> OwnedFd {
-    let code = code.concat();
-    let mut image = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0".to_vec();
-    for word in [BASE, 64, 0] {
-        image.extend(word.to_le_bytes());
-    }
-    image.extend([0; 4]);
-    image.extend([64_u16, 56, 1, 0, 0, 0].into_iter().flat_map(u16::to_le_bytes));
-    image.extend([1_u32, 7].into_iter().flat_map(u32::to_le_bytes));
-    let length = code.len() as u64;
-    image.extend([120, BASE, BASE, length, length, 0x1000].into_iter().flat_map(u64::to_le_bytes));
-    image.extend(&code);
-    let fd = rustix::fs::memfd_create("kernel", rustix::fs::MemfdFlags::empty()).unwrap();
-    File::from(fd.try_clone().unwrap()).write_all(&image).unwrap();
-    fd
-}
-
-/// A runtime that was sent its start message.
-struct Cell {
-    control: OwnedFd,
-    child: Child,
-}
-
-/// `None` (and a line that says so) where there is no KVM.
-fn start(spec: &str, kernel: OwnedFd) -> Option<Cell> {
-    let kvm = match File::options().read(true).write(true).open("/dev/kvm") {
-        Ok(kvm) => kvm,
-        Err(error) => {
-            println!("HUSK-SKIP /dev/kvm: {error}");
-            return None;
-        }
-    };
-    Some(start_with(spec, &[kvm.into(), kernel]))
-}
-
-fn start_with(spec: &str, descriptors: &[OwnedFd]) -> Cell {
-    let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
-    let (control, theirs) = pair;
-    let message = format!(r#"{{"start": {{"spec": {spec}}}}}"#);
-    let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    assert!(ancillary.push(SendAncillaryMessage::ScmRights(&borrowed)));
-    sendmsg(&control, &[IoSlice::new(message.as_bytes())], &mut ancillary, SendFlags::empty()).unwrap();
-    // The child's copy has no close-on-exec; it stays open here until the child has its own.
-    let inherited = rustix::io::dup(&theirs).unwrap();
-    let number = std::os::fd::AsRawFd::as_raw_fd(&inherited).to_string();
-    let child =
-        Command::new(env!("CARGO_BIN_EXE_husk-runtime")).args(["--control-fd", &number]).spawn().unwrap();
-    Cell { control, child }
-}
-
-impl Cell {
-    fn next(&self) -> Option<FromCell> {
-        let mut buffer = vec![0; 64 * 1024];
-        let (length, _) = recv(&self.control, &mut buffer[..], RecvFlags::empty()).unwrap();
-        (length > 0).then(|| serde_json::from_slice(&buffer[..length]).unwrap())
-    }
-
-    fn say(&self, text: &str) {
-        rustix::net::send(&self.control, text.as_bytes(), SendFlags::empty()).unwrap();
-    }
-
-    /// All messages to the end, and the exit status.
-    fn finish(mut self) -> (Vec<FromCell>, Option<i32>) {
-        let mut messages = Vec::new();
-        while let Some(message) = self.next() {
-            messages.push(message);
-        }
-        (messages, self.wait())
-    }
-
-    fn wait(&mut self) -> Option<i32> {
-        let patience = Instant::now() + Duration::from_secs(20);
-        while Instant::now() < patience {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status.code();
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        self.child.kill().unwrap();
-        panic!("the runtime did not end");
-    }
-
-    /// Reads until the guest has been entered.
-    fn entered(&self) {
-        while let Some(message) = self.next() {
-            if matches!(message, FromCell::Stage { stage: Stage::KernelEntry, .. }) {
-                return;
-            }
-            assert!(!matches!(message, FromCell::Failed { .. }), "{message:?}");
-        }
-        panic!("the guest was not entered");
-    }
-}
 
 const SPEC: &str = r#"{"boot-source": {"kernel_image_path": {"fd": 1}, "boot_args": ""}, "machine-config": {"mem_size_mib": 32}}"#;
 
