@@ -75,8 +75,9 @@ pub fn vsock_packets(bytes: &[u8]) -> u32 {
 
 /// A source of random bytes: operations of a driver.
 pub fn entropy(bytes: &[u8]) -> u32 {
-    let features = Entropy.features();
-    let subject = Subject { device: &mut Entropy, features, host: &mut (), most: 64, discards: false };
+    let mut device = Entropy::new(None);
+    let features = device.features();
+    let subject = Subject { device: &mut device, features, host: &mut (), most: 64, discards: false };
     run(subject, Input(bytes))
 }
 

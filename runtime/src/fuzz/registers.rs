@@ -55,7 +55,7 @@ struct Rig {
 pub(super) fn run(mut input: Input<'_>) -> u32 {
     let (device, request): (Box<dyn VirtioDevice>, Request) = match input.below(3) {
         0 => (Box::new(hosts::disk(8).0), (2, &[(0x1000, 16, false), (0x2000, 513, true)])),
-        1 => (Box::new(Entropy), (0, &[(0x2000, 16, true)])),
+        1 => (Box::new(Entropy::new(None)), (0, &[(0x2000, 16, true)])),
         _ => (Box::new(Balloon::new(4, true, true)), (1, &[(0x1000, 4, false)])),
     };
     let (event_loop, handle) = EventLoop::new().unwrap();
