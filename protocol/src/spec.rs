@@ -8,10 +8,12 @@
 mod balloon;
 mod limiter;
 mod network;
+mod pmem;
 
 pub use balloon::RawBalloon;
 pub use limiter::{MAX_REFILL_MS, RawRateLimiter, RawTokenBucket};
 pub use network::RawNetwork;
+pub use pmem::RawPmem;
 
 use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -42,6 +44,9 @@ pub struct RawSpec {
     /// The balloon device; absent: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balloon: Option<RawBalloon>,
+    /// Images that the guest sees as memory, in its order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pmem: Vec<RawPmem>,
     /// Husk: where vCPUs and memory are put.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placement: Option<RawPlacement>,

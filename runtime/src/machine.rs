@@ -17,12 +17,15 @@ use crate::devices::virtio::gate::Limit;
 use crate::devices::virtio::limiter::{RateLimiter, TokenBucket};
 use crate::devices::virtio::mmio::{MmioTransport, NOTIFY_OFFSET};
 use crate::devices::virtio::net::{Net, policy::Policy};
+use crate::devices::virtio::pmem::Pmem;
 use crate::devices::virtio::vsock::{Vsock, VsockAnswers, VsockHost};
 use crate::devices::{Bus, BusError, i8042::I8042, serial::Serial};
 use crate::kvm::{Hypervisor, KvmError, Vm};
-use crate::memory::{self, GuestMemory, MemoryError};
+use crate::memory::{self, DeviceMemory, GuestMemory, Image, MemoryError};
 use crate::resources::DeviceFiles;
-use crate::spec::{BalloonSpec, BucketSpec, DeviceSpec, DriveSpec, LimiterSpec, MachineSpec, NetworkSpec};
+use crate::spec::{
+    BalloonSpec, BucketSpec, DeviceSpec, DriveSpec, LimiterSpec, MachineSpec, NetworkSpec, PmemSpec,
+};
 use crate::vcpu::{self, Buses, Exits, Vcpu, VcpuHandle};
 use husk_seccomp::Role;
 use kvm_ioctls::VcpuFd;
@@ -30,6 +33,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
 /// Asks husk for a stream to a host port: (request, port); false if it cannot be asked now.
@@ -147,30 +151,29 @@ impl Machine {
         Voices { ask, tell }: Voices,
     ) -> Result<Self, MachineError> {
         let Shell { hypervisor, mut vm, vcpus } = shell;
-        let ranges = arch::memory_ranges(spec.memory().bytes());
-        let memory = memory::map(&ranges, spec.memory().backing())?;
-        vm.add_memory(&memory)?;
+        let (memory, images, seen) = address_space(&mut vm, &spec, &files.images)?;
         let (event_loop, workers) = EventLoop::new().map_err(descriptor("the device thread"))?;
         let console = Arc::new(Console::new(files.console));
         let reset = event("i8042")?;
         let ports = Arc::new(ports(&vm, &console, &reset)?);
         let loops = vec![Loop { role: Role::Device, thread: "husk-device".into(), event_loop }];
         let (mmio, slots) = (Bus::new(), Vec::new());
-        let mut virtio = Virtio { vm: &vm, memory: &memory, workers, loops, mmio, slots };
+        let mut virtio = Virtio { vm: &vm, memory: &seen, workers, loops, mmio, slots };
         let mut vsock = None;
         let (mut drives, mut taps) = (files.drives.into_iter(), files.taps.into_iter());
+        let mut images = images.iter();
         let mut streams = Some((files.exec, files.vsock_listener, ask));
         for device in spec.device_specs() {
             let name = device.name();
             let mut workers = virtio.workers.clone();
             let device: Box<dyn VirtioDevice> = match device {
                 DeviceSpec::Drive(drive) => {
-                    let file = drives.next().ok_or_else(|| MachineError::NoSlot { device: name.clone() })?;
+                    let file = next_of(&mut drives, &name)?;
                     workers = virtio.drive_loop().map_err(descriptor(&name))?;
                     Box::new(disk(drive, file)?.with_limit(limit(drive.limiter(), &name)?))
                 }
                 DeviceSpec::Network(card) => {
-                    let tap = taps.next().ok_or_else(|| MachineError::NoSlot { device: name.clone() })?;
+                    let tap = next_of(&mut taps, &name)?;
                     Box::new(network_card(card, tap, &name)?)
                 }
                 DeviceSpec::Vsock(it) => {
@@ -182,6 +185,7 @@ impl Machine {
                 DeviceSpec::Entropy(it) => Box::new(Entropy::new(limit(it.limiter(), &name)?)),
                 DeviceSpec::Console => Box::new(printer(&console).map_err(descriptor(&name))?),
                 DeviceSpec::Balloon(it) => Box::new(balloon(it, &tell).map_err(descriptor(&name))?),
+                DeviceSpec::Pmem(_) => Box::new(Pmem::new(next_of(&mut images, &name)?)),
             };
             virtio.add(device, &name, workers)?;
         }
@@ -301,6 +305,37 @@ fn disk(drive: &DriveSpec, file: File) -> Result<Block, MachineError> {
     Ok(block.with_queues(drive.queues()))
 }
 
+/// What has come along for `device`.
+fn next_of<T>(files: &mut impl Iterator<Item = T>, device: &str) -> Result<T, MachineError> {
+    files.next().ok_or_else(|| MachineError::NoSlot { device: device.into() })
+}
+
+/// What the guest finds at its addresses beside devices' registers: its memory and images, and both as devices see them.
+fn address_space(
+    vm: &mut Vm,
+    spec: &MachineSpec,
+    files: &[(File, u64)],
+) -> Result<(GuestMemory, Vec<Image>, DeviceMemory), MachineError> {
+    let ranges = arch::memory_ranges(spec.memory().bytes());
+    let memory = memory::map(&ranges, spec.memory().backing())?;
+    let images = map_images(spec, files)?;
+    vm.add_memory(&memory)?;
+    vm.add_images(&images)?;
+    let seen = DeviceMemory::new(&memory, &images)?;
+    Ok((memory, images, seen))
+}
+
+/// The images in the spec's order, one above the other, above the guest's memory. The files are not needed any more then.
+fn map_images(spec: &MachineSpec, files: &[(File, u64)]) -> Result<Vec<Image>, MemoryError> {
+    let mut start = arch::images_start(spec.memory().bytes());
+    let map = |(image, (file, bytes)): (&PmemSpec, &(File, u64))| {
+        let image = Image::map(file, image.id(), *bytes, GuestAddress(start))?;
+        start = arch::after(image.start() + image.bytes());
+        Ok(image)
+    };
+    spec.pmem().iter().zip(files).map(map).collect()
+}
+
 fn balloon(it: &BalloonSpec, tell: &Tell) -> io::Result<Balloon> {
     let balloon = Balloon::new(it.amount_mib(), it.deflate_on_oom(), it.free_page_reporting());
     match it.statistics() {
@@ -310,7 +345,7 @@ fn balloon(it: &BalloonSpec, tell: &Tell) -> io::Result<Balloon> {
 }
 
 fn printer(console: &Arc<Console>) -> io::Result<VirtioConsole> {
-    VirtioConsole::new(Arc::clone(console), arch::screen::text)
+    VirtioConsole::new(Arc::clone(console), |memory| arch::screen::text(memory.ram()))
 }
 
 fn network_card(card: &NetworkSpec, tap: OwnedFd, name: &str) -> Result<Net, MachineError> {
@@ -329,7 +364,7 @@ fn limit(spec: Option<LimiterSpec>, device: &str) -> Result<Option<Limit>, Machi
 /// Puts virtio devices on the bus, one slot after the other.
 struct Virtio<'a> {
     vm: &'a Vm,
-    memory: &'a GuestMemory,
+    memory: &'a DeviceMemory,
     /// The loop that never waits for the host.
     workers: LoopHandle,
     loops: Vec<Loop>,

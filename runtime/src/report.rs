@@ -143,7 +143,9 @@ extern "C" fn on_fatal_signal(number: i32, info: *mut libc::siginfo_t, _: *mut l
     let mut line = Line::failed(if host { "host" } else { "bug" });
     line.text(match number {
         libc::SIGSEGV => b"SIGSEGV".as_slice(),
-        libc::SIGBUS => b"SIGBUS: memory went away (no huge page left, or a cgroup's limit)",
+        libc::SIGBUS => {
+            b"SIGBUS: memory went away (no huge page left, a cgroup's limit, or a pmem image cut short)"
+        }
         libc::SIGILL => b"SIGILL",
         libc::SIGFPE => b"SIGFPE",
         _ => b"abort",

@@ -18,6 +18,9 @@ pub const KVM_INDEX: u32 = 0;
 /// A disk's smallest unit in bytes.
 const SECTOR: u64 = 512;
 
+/// Most bytes of an image in memory, 256 GiB: as many as there may be devices fit any guest's address space.
+const MAX_IMAGE: u64 = 256 << 30;
+
 /// /dev/net/tun: the misc devices' major, and its own minor (linux/miscdevice.h).
 const TUN_DEVICE: u64 = 10 << 8 | 200;
 
@@ -78,6 +81,12 @@ pub enum ResourceError {
         /// Whether writing is what is missing.
         write: bool,
     },
+    /// It was opened for more than its role allows.
+    #[error("{role}: the file is open for writing; it is never written, and only reading is allowed")]
+    Writable {
+        /// Key of the spec.
+        role: String,
+    },
     /// It cannot be looked at.
     #[error("{role}: {source}")]
     Stat {
@@ -115,6 +124,8 @@ pub struct DeviceFiles {
     pub drives: Vec<File>,
     /// The tap of each network card, in the spec's order: open for reading and writing, without waiting.
     pub taps: Vec<OwnedFd>,
+    /// The file of each image in memory and its bytes, in the spec's order: regular, not empty, open for reading alone.
+    pub images: Vec<(File, u64)>,
     /// The listening unix stream socket of the vsock device.
     pub vsock_listener: Option<OwnedFd>,
     /// The connected unix stream socket of the exec channel.
@@ -144,12 +155,17 @@ impl Resources {
             let role = format!("network-interfaces[{}].tap ({:?})", taps.len(), card.id());
             taps.push(pool.tap(&role, card.tap())?);
         }
+        let mut images = Vec::with_capacity(spec.pmem().len());
+        for image in spec.pmem() {
+            let role = format!("pmem[{}].path_on_host ({:?})", images.len(), image.id());
+            images.push(pool.mapped(&role, image.file())?);
+        }
         let listener = spec.vsock().and_then(|vsock| vsock.listener());
         let vsock_listener = listener.map(|file| pool.socket("vsock.uds_path", file, true)).transpose()?;
         let exec = spec.exec().map(|exec| pool.socket("exec.channel", exec.channel(), false)).transpose()?;
         let console = spec.console().map(|file| pool.take("console.output", file)).transpose()?;
         let boot = BootFiles { kernel, initrd };
-        Ok(Self { kvm, boot, devices: DeviceFiles { drives, taps, vsock_listener, exec, console } })
+        Ok(Self { kvm, boot, devices: DeviceFiles { drives, taps, images, vsock_listener, exec, console } })
     }
 }
 
@@ -196,6 +212,21 @@ impl Pool {
             may(role, &file, true)?;
         }
         Ok(file)
+    }
+
+    /// An image in memory. That it cannot be written to is the file's doing: a shared mapping of it is never writable then.
+    fn mapped(&mut self, role: &str, file: &FileRef) -> Result<(File, u64), ResourceError> {
+        let file = File::from(self.take(role, file)?);
+        let bytes = regular_size(role, &file)?;
+        if !(1..=MAX_IMAGE).contains(&bytes) {
+            let allowed = "at least 1, and at most 256 GiB,";
+            return Err(ResourceError::Size { role: role.into(), bytes, allowed });
+        }
+        may(role, &file, false)?;
+        match may(role, &file, true) {
+            Ok(()) => Err(ResourceError::Writable { role: role.into() }),
+            Err(_) => Ok((file, bytes)),
+        }
     }
 
     /// Whether it is a tap is said by its device's number; that it is set up as one is husk's promise.

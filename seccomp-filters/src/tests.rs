@@ -116,6 +116,24 @@ fn no_role_may_map_executable_memory() {
 }
 
 #[test]
+fn no_role_may_map_a_file_writable() {
+    const READ: u64 = 1;
+    const WRITE: u64 = 2;
+    let map = |role, length, prot, flags| {
+        run(program(role), &Call { number: number_of("mmap"), args: [0x1000, length, prot, flags, 3, 0] })
+    };
+    for role in Role::ALL {
+        for prot in [WRITE, READ | WRITE] {
+            for flags in [1, 2, 3, 0x11, 0x12, 0x4002, 0x8001, 0x10_0001] {
+                assert_eq!(map(role, 0x1_0000, prot, flags), Verdict::Trap, "{role:?} {prot} {flags:#x}");
+            }
+        }
+        let image = if role == Role::Build { Verdict::Allow } else { Verdict::Trap };
+        assert_eq!(map(role, 1 << 30, READ, 0x11), image, "{role:?}");
+    }
+}
+
+#[test]
 fn each_rule_stands_once_and_says_why() {
     for role in Role::ALL {
         let rules = table(role);

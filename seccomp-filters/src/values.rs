@@ -16,10 +16,20 @@ pub(crate) const CLONE_OF_A_THREAD: u64 = 0x007d_0f00;
 pub(crate) const PROT_READ_WRITE: u64 = 0x3;
 /// `MAP_PRIVATE | MAP_ANONYMOUS`: what an allocator and a thread's stack ask for.
 pub(crate) const MAP_PRIVATE_ANONYMOUS: u64 = 0x22;
-/// Flags that guest memory, the kernel image and the vCPUs' shared pages are mapped with: `MAP_SHARED`, `MAP_PRIVATE`,
-/// `MAP_FIXED`, `MAP_ANONYMOUS`, `MAP_NORESERVE`, `MAP_POPULATE`, `MAP_STACK`, `MAP_HUGETLB` and the size of its page.
+/// `PROT_READ`: all that an image in memory may be.
+pub(crate) const PROT_READ: u64 = 0x1;
+/// `MAP_ANONYMOUS`.
+pub(crate) const MAP_ANONYMOUS: u64 = 0x20;
+/// Flags that guest memory and threads' stacks are mapped with: `MAP_PRIVATE`, `MAP_FIXED`, `MAP_ANONYMOUS`, `MAP_NORESERVE`,
+/// `MAP_POPULATE`, `MAP_STACK`, `MAP_HUGETLB` and the size of its page.
 pub(crate) const MAP_WHILE_BUILDING: u64 =
-    0x01 | 0x02 | 0x10 | 0x20 | 0x4000 | 0x8000 | 0x2_0000 | 0x4_0000 | (0x3f << 26);
+    0x02 | 0x10 | MAP_ANONYMOUS | 0x4000 | 0x8000 | 0x2_0000 | 0x4_0000 | (0x3f << 26);
+/// `MAP_SHARED`: a vCPU's pages, which KVM writes to as well.
+pub(crate) const MAP_SHARED: u64 = 0x01;
+/// `MAP_SHARED | MAP_FIXED`: an image, over address space that was reserved for it.
+pub(crate) const MAP_SHARED_FIXED: u64 = 0x11;
+/// Bits of a length that a vCPU's shared pages may have: less than 64 KiB.
+pub(crate) const VCPU_PAGES: u64 = 0xffff;
 /// `MREMAP_MAYMOVE`.
 pub(crate) const MREMAP_MAYMOVE: u64 = 1;
 /// Guest memory goes back to the host.

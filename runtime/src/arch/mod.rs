@@ -1,7 +1,8 @@
 //! What differs between processor architectures, under the same names.
 //!
-//! Each architecture exports: `memory_ranges`, `mmio_window`, `FIRST_IRQ`, `LAST_IRQ`, `cmdline`, `VcpuSetup`, `Entry`,
-//! `boot`, `screen`. Refuses to compile where none is. Invariant: nothing outside this module, `kvm`, `sys` and the filters tests
+//! Each architecture exports: `memory_ranges`, `images_start`, `after`, `mmio_window`, `FIRST_IRQ`, `LAST_IRQ`, `cmdline`,
+//! `VcpuSetup`, `Entry`, `boot`, `screen`. Refuses to compile where none is. Invariant: nothing outside this module, `kvm`, `sys`
+//! and the filters tests
 //! the architecture.
 
 #[cfg(target_arch = "x86_64")]

@@ -67,7 +67,8 @@ pub(super) fn run(subject: Subject<'_>, mut input: Input<'_>) -> u32 {
 
 pub(super) fn memory() -> Memory {
     let bytes = usize::try_from(REGION).unwrap();
-    GuestMemoryMmap::from_ranges(&[(GuestAddress(0), bytes), (GuestAddress(HIGH), bytes)]).unwrap()
+    let ram = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), bytes), (GuestAddress(HIGH), bytes)]).unwrap();
+    Memory::new(&ram, &[]).unwrap()
 }
 
 struct Driver<'a> {

@@ -1,10 +1,11 @@
 //! KVM: one virtual machine, its memory slots and its event descriptors. No policy.
 //!
 //! Owns the list of capabilities that Husk needs, checked once. Refuses a descriptor that is not /dev/kvm. Invariant: guest
-//! memory given to [`Vm::add_memory`] is kept alive by the [`Vm`] itself.
+//! memory given to [`Vm::add_memory`] is kept alive by the [`Vm`] itself, and what [`Vm::add_images`] is given the guest
+//! cannot write to.
 
-use crate::memory::GuestMemory;
-use kvm_bindings::{CpuId, kvm_userspace_memory_region};
+use crate::memory::{GuestMemory, Image};
+use kvm_bindings::{CpuId, KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
@@ -117,6 +118,7 @@ impl Hypervisor {
             max_vcpus: self.kvm.get_max_vcpus(),
             max_slots: self.kvm.get_nr_memslots(),
             memory: None,
+            images: Vec::new(),
         })
     }
 
@@ -145,6 +147,7 @@ pub struct Vm {
     max_slots: usize,
     /// Keeps what the slots point to mapped for as long as the VM has them.
     memory: Option<GuestMemory>,
+    images: Vec<Image>,
 }
 
 impl Vm {
@@ -153,10 +156,7 @@ impl Vm {
     /// # Errors
     /// [`KvmError::TooMany`] slots, or what KVM says.
     pub fn add_memory(&mut self, memory: &GuestMemory) -> Result<(), KvmError> {
-        let wanted = memory.num_regions();
-        if wanted > self.max_slots {
-            return Err(KvmError::TooMany { what: "memory slots", wanted, allowed: self.max_slots });
-        }
+        self.check_slots(memory.num_regions())?;
         for (slot, region) in (0_u32..).zip(memory.iter()) {
             let slot = kvm_userspace_memory_region {
                 slot,
@@ -172,6 +172,42 @@ impl Vm {
             set.map_err(call("KVM_SET_USER_MEMORY_REGION"))?;
         }
         self.memory = Some(memory.clone());
+        Ok(())
+    }
+
+    /// Shows the guest `images`, a slot an image: it reads them, and what it writes there leaves the guest as a write to
+    /// an address without a device. Once, after [`Vm::add_memory`].
+    ///
+    /// # Errors
+    /// [`KvmError::Capability`], [`KvmError::TooMany`] slots, or what KVM says.
+    pub fn add_images(&mut self, images: &[Image]) -> Result<(), KvmError> {
+        let taken = self.memory.as_ref().map_or(0, GuestMemoryBackend::num_regions);
+        self.check_slots(taken + images.len())?;
+        if !images.is_empty() && !self.fd.check_extension(Cap::ReadonlyMem) {
+            return Err(KvmError::Capability("KVM_CAP_READONLY_MEM"));
+        }
+        for (slot, image) in (taken..).zip(images) {
+            let slot = kvm_userspace_memory_region {
+                slot: u32::try_from(slot).unwrap_or(u32::MAX),
+                flags: KVM_MEM_READONLY,
+                guest_phys_addr: image.start(),
+                memory_size: image.bytes(),
+                userspace_addr: image.host_address(),
+            };
+            #[expect(unsafe_code, reason = "KVM maps memory behind the compiler's back")]
+            // SAFETY: the range is the image's mapping; `self.images` keeps it for as long as the VM lives, and no
+            // reference to its bytes is ever made.
+            let set = unsafe { self.fd.set_user_memory_region(slot) };
+            set.map_err(call("KVM_SET_USER_MEMORY_REGION (a pmem image)"))?;
+        }
+        self.images = images.to_vec();
+        Ok(())
+    }
+
+    fn check_slots(&self, wanted: usize) -> Result<(), KvmError> {
+        if wanted > self.max_slots {
+            return Err(KvmError::TooMany { what: "memory slots", wanted, allowed: self.max_slots });
+        }
         Ok(())
     }
 

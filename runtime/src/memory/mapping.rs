@@ -152,14 +152,26 @@ fn advise(region: &MmapRegion, (start, length): (usize, usize), advice: Advice) 
     }
 }
 
+/// `bytes` of the host's address space from a multiple of [`HUGE_PAGE`] on: anonymous memory that can only be read, for a file
+/// to be mapped over. Never unmapped.
+pub(super) fn reserve(bytes: usize) -> Result<*mut c_void, Errno> {
+    place(bytes, ProtFlags::READ)
+}
+
 /// A little more is mapped and the ends given back. Never unmapped.
-fn aligned(bytes: usize) -> Result<MmapRegion, Errno> {
+fn place(bytes: usize, prot: ProtFlags) -> Result<*mut c_void, Errno> {
     let padded = bytes.checked_add(HUGE_PAGE).ok_or(Errno::NOMEM)?;
-    let start = mmap(padded, PROT, ANONYMOUS)?;
+    let start = mmap(padded, prot, ANONYMOUS)?;
     let before = start.addr().next_multiple_of(HUGE_PAGE) - start.addr();
     let aligned = start.wrapping_byte_add(before);
     unmap(start, before)?;
     unmap(aligned.wrapping_byte_add(bytes), HUGE_PAGE - before)?;
+    Ok(aligned)
+}
+
+/// See [`place`].
+fn aligned(bytes: usize) -> Result<MmapRegion, Errno> {
+    let aligned = place(bytes, PROT)?;
     let flags = (ANONYMOUS.bits() | libc::MAP_ANONYMOUS.cast_unsigned()).cast_signed();
     #[expect(unsafe_code, reason = "vm-memory does not align mappings")]
     // SAFETY: `aligned` is the first of `bytes` bytes that were just mapped readable and writable and that nothing else

@@ -1,12 +1,17 @@
 //! Guest memory: how it is mapped, populated, filled from files and given back.
 //!
 //! Owns the mapping of each region until the process ends. Refuses sizes that are not whole pages of the backing.
-//! Invariant: nothing here makes a `&[u8]` of guest memory; the guest may write to it at any time.
+//! Invariant: nothing here makes a `&[u8]` of guest memory; the guest may write to it at any time. [`GuestMemory`] is RAM
+//! alone: what loads, populates or gives back takes it, and so has no way to an [`Image`].
 
+mod device;
 mod fill;
+mod image;
 mod mapping;
 
+pub use device::DeviceMemory;
 pub use fill::{FillError, read_file};
+pub use image::Image;
 
 use rustix::io::Errno;
 use vm_memory::mmap::FromRangesError;
@@ -14,7 +19,7 @@ use vm_memory::{
     Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
 };
 
-/// The memory of one guest.
+/// The memory of one guest: its RAM.
 pub type GuestMemory = GuestMemoryMmap<()>;
 
 /// Bytes of a huge page, transparent or hugetlb.
@@ -73,6 +78,19 @@ pub enum MemoryError {
     /// A region wraps around the end of the address space.
     #[error("the memory region at {0:#x} wraps")]
     Wraps(u64),
+    /// An image cannot be mapped.
+    #[error(
+        "pmem {id:?}: the {bytes} bytes of its image cannot be mapped: {source} \
+         (a limit on address space, or a file system without shared mappings)"
+    )]
+    Image {
+        /// Its id.
+        id: String,
+        /// Size of the file.
+        bytes: u64,
+        /// What `mmap(2)` said.
+        source: Errno,
+    },
     /// Populating failed.
     #[error("placement.prefault: {mib} MiB of guest memory cannot be populated: {source} ({hint})")]
     Populate {

@@ -134,3 +134,27 @@ fn only_a_tap_that_does_not_wait_is_a_network_card() {
     let error = refused(&json, vec![null(), memfd(7)]);
     assert!(error.contains("\"tap0\" is a path"), "{error}");
 }
+
+#[test]
+fn an_image_is_a_plain_file_that_is_open_for_reading_alone() {
+    let json = r#"{"boot-source": {"kernel_image_path": {"fd": 1}},
+                   "pmem": [{"id": "root", "path_on_host": {"fd": 2}}]}"#;
+    let read_only = |file: OwnedFd| {
+        use std::os::fd::AsRawFd;
+        OwnedFd::from(File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap())
+    };
+    let taken = Resources::assign(&spec(json), vec![null(), memfd(7), read_only(memfd(5000))]).unwrap();
+    assert_eq!(taken.devices.images[0].1, 5000);
+    let error = |file| refused(json, vec![null(), memfd(7), file]);
+    let text = error(memfd(5000));
+    assert!(text.starts_with("pmem[0].path_on_host (\"root\"): the file is open for writing"), "{text}");
+    let text = error(read_only(memfd(0)));
+    assert!(text.contains("the file has 0 bytes; at least 1, and at most 256 GiB, is needed"), "{text}");
+    let large = File::from(memfd(1));
+    large.set_len((256 << 30) + 1).unwrap();
+    assert!(error(read_only(large.into())).contains("274877906945 bytes"));
+    let (pipe, _writer) = std::io::pipe().unwrap();
+    assert!(error(pipe.into()).contains("the file is a FIFO; a regular file is needed"));
+    assert!(error(File::open("/").unwrap().into()).contains("the file is a directory"));
+    assert!(error(null()).contains("the file is a character device"));
+}

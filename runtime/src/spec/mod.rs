@@ -8,6 +8,7 @@ mod error;
 mod limits;
 mod network;
 mod parts;
+mod pmem;
 
 pub use error::SpecError;
 pub use limits::{BucketSpec, LimiterSpec};
@@ -15,6 +16,7 @@ pub use network::NetworkSpec;
 pub use parts::{
     BalloonSpec, BootSpec, DriveSpec, EntropySpec, ExecSpec, MemorySpec, PlacementSpec, VsockSpec,
 };
+pub use pmem::PmemSpec;
 
 use husk_protocol::spec::{ConsoleDevice, FileRef, RawConsole, RawDrive, RawSpec};
 use std::collections::HashSet;
@@ -45,6 +47,8 @@ pub enum DeviceSpec<'a> {
     Entropy(&'a EntropySpec),
     /// The balloon.
     Balloon(&'a BalloonSpec),
+    /// An image in memory.
+    Pmem(&'a PmemSpec),
     /// The virtio console.
     Console,
 }
@@ -59,6 +63,7 @@ impl DeviceSpec<'_> {
             Self::Vsock(_) => "vsock".to_owned(),
             Self::Entropy(_) => "entropy".to_owned(),
             Self::Balloon(_) => "balloon".to_owned(),
+            Self::Pmem(image) => format!("pmem {:?}", image.id()),
             Self::Console => "console".to_owned(),
         }
     }
@@ -75,6 +80,7 @@ pub struct MachineSpec {
     vsock: Option<VsockSpec>,
     entropy: Option<EntropySpec>,
     balloon: Option<BalloonSpec>,
+    pmem: Vec<PmemSpec>,
     placement: PlacementSpec,
     exec: Option<ExecSpec>,
     console: Option<RawConsole>,
@@ -111,6 +117,12 @@ impl MachineSpec {
         &self.networks
     }
 
+    /// Images in memory in the guest's order, with ids of their own.
+    #[must_use]
+    pub fn pmem(&self) -> &[PmemSpec] {
+        &self.pmem
+    }
+
     /// The vsock device; there if asked for, or if [`MachineSpec::exec`] is.
     #[must_use]
     pub fn vsock(&self) -> Option<&VsockSpec> {
@@ -141,15 +153,16 @@ impl MachineSpec {
         self.console.as_ref().map(|console| console.device)
     }
 
-    /// Its virtio devices in the guest's order: drives, network cards, vsock, entropy, balloon, console.
+    /// Its virtio devices in the guest's order: drives, network cards, vsock, entropy, balloon, images, console.
     pub fn device_specs(&self) -> impl Iterator<Item = DeviceSpec<'_>> {
         let drives = self.drives.iter().map(DeviceSpec::Drive);
         let networks = self.networks.iter().map(DeviceSpec::Network);
         let vsock = self.vsock.iter().map(DeviceSpec::Vsock);
         let entropy = self.entropy.iter().map(DeviceSpec::Entropy);
         let balloon = self.balloon.iter().map(DeviceSpec::Balloon);
+        let images = self.pmem.iter().map(DeviceSpec::Pmem);
         let console = (self.console_device() == Some(ConsoleDevice::Virtio)).then_some(DeviceSpec::Console);
-        drives.chain(networks).chain(vsock).chain(entropy).chain(balloon).chain(console)
+        drives.chain(networks).chain(vsock).chain(entropy).chain(balloon).chain(images).chain(console)
     }
 }
 
@@ -167,11 +180,13 @@ impl TryFrom<RawSpec> for MachineSpec {
         let placement = PlacementSpec::new(raw.placement, raw.machine_config.huge_pages, vcpus)?;
         let exec = raw.exec.map(ExecSpec::new).transpose()?;
         let memory = MemorySpec::new(raw.machine_config.mem_size_mib, raw.machine_config.huge_pages)?;
+        let drives = drives(raw.drives, vcpus)?;
         let spec = Self {
             vcpus,
             memory,
             boot: BootSpec::new(raw.boot_source)?,
-            drives: drives(raw.drives, vcpus)?,
+            pmem: pmem::all(raw.pmem, drives.iter().any(DriveSpec::is_root))?,
+            drives,
             networks: network::all(raw.network_interfaces)?,
             vsock: VsockSpec::new(raw.vsock, exec.is_some())?,
             entropy: raw.entropy.map(EntropySpec::new).transpose()?,

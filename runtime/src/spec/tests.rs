@@ -1,8 +1,8 @@
 use super::*;
 use crate::memory::Backing;
 use husk_protocol::spec::{
-    ConsoleDevice, HugePages, RawBalloon, RawEntropy, RawExec, RawPlacement, RawRateLimiter, RawTokenBucket,
-    RawVsock,
+    ConsoleDevice, HugePages, RawBalloon, RawEntropy, RawExec, RawPlacement, RawPmem, RawRateLimiter,
+    RawTokenBucket, RawVsock,
 };
 
 fn raw() -> RawSpec {
@@ -266,4 +266,41 @@ fn a_limiter_is_named_by_its_place_and_belongs_to_its_device() {
     assert_eq!((size(a.limiter()), size(b.limiter())), (None, Some(3)));
     let Some(DeviceSpec::Entropy(it)) = spec.device_specs().last() else { panic!("{spec:?}") };
     assert_eq!(size(it.limiter()), Some(4));
+}
+
+fn image(id: &str, root_device: bool) -> RawPmem {
+    RawPmem { id: id.into(), path_on_host: FileRef::Fd(2), root_device, read_only: None }
+}
+
+#[test]
+fn an_image_is_never_written() {
+    let with =
+        |read_only| move |raw: &mut RawSpec| raw.pmem = vec![RawPmem { read_only, ..image("a", true) }];
+    for fine in [None, Some(true)] {
+        let spec = accepted(with(fine));
+        assert_eq!((spec.pmem()[0].id(), spec.pmem()[0].is_root()), ("a", true));
+        assert_eq!(spec.device_specs().map(|device| device.name()).collect::<Vec<_>>(), ["pmem \"a\""]);
+    }
+    let error = refused(with(Some(false)));
+    assert!(error.starts_with("pmem[0].read_only: \"false\" is not allowed"), "{error}");
+    assert!(error.contains("a pmem image is never written"), "{error}");
+}
+
+#[test]
+fn images_have_ids_of_their_own_and_the_machine_one_root() {
+    for wrong in ["", "a b", "a/b", &"x".repeat(65)] {
+        let error = refused(|raw| raw.pmem = vec![image("a", false), image(wrong, false)]);
+        assert!(error.starts_with("pmem[1].id: "), "{error}");
+    }
+    let error = refused(|raw| raw.pmem = vec![image("a", false), image("a", false)]);
+    assert!(error.starts_with("pmem[1].id: \"a\" is there already"), "{error}");
+    let error = refused(|raw| raw.pmem = vec![image("a", true), image("b", true)]);
+    assert!(error.starts_with("pmem[1].root_device: "), "{error}");
+    let error = refused(|raw| {
+        raw.drives = vec![RawDrive { is_root_device: true, ..drive("d") }];
+        raw.pmem = vec![image("a", true)];
+    });
+    assert!(error.starts_with("pmem[0].root_device: "), "{error}");
+    let error = refused(|raw| raw.pmem = (0..20).map(|n| image(&format!("i{n}"), false)).collect());
+    assert!(error.contains("20 devices") && error.contains("pmem \"i19\" is one too many"), "{error}");
 }

@@ -149,7 +149,7 @@ impl Vcpu {
         let source = std::io::Error::from_raw_os_error(errno);
         let hint = match errno {
             libc::EFAULT | libc::ENOMEM | libc::EHWPOISON => {
-                " (the host cannot back guest memory: no huge page left, or a cgroup's limit)"
+                " (the host cannot back guest memory: no huge page left, a cgroup's limit, or a pmem image cut short)"
             }
             _ => "",
         };

@@ -20,7 +20,7 @@ use crate::arch::{self, cmdline};
 use crate::machine::{Machine, Shell, Voices};
 use crate::report::{self, Reporter};
 use crate::resources::{BootFiles, Resources};
-use crate::spec::MachineSpec;
+use crate::spec::{MachineSpec, PmemSpec};
 use crate::{boot, confine, control, memory, sys, vcpu};
 use husk_protocol::control::{Ended, FromCell, Stage};
 use husk_protocol::exit::RuntimeExit;
@@ -109,7 +109,7 @@ fn load(machine: &Machine, files: BootFiles, reporter: &Reporter) -> Result<(), 
     Ok(())
 }
 
-/// The command line of the spec, or the default, with `root=` if a drive is the root.
+/// The command line of the spec, or the default, with `root=` if a drive or an image is the root.
 fn kernel_args(spec: &MachineSpec) -> String {
     let mut args = match spec.boot().args() {
         Some(args) => args.to_owned(),
@@ -118,6 +118,9 @@ fn kernel_args(spec: &MachineSpec) -> String {
     if let Some((letter, drive)) = ('a'..='z').zip(spec.drives()).find(|(_, drive)| drive.is_root()) {
         let mode = if drive.is_read_only() { "ro" } else { "rw" };
         args.push_str(&format!(" root=/dev/vd{letter} {mode}"));
+    }
+    if let Some(place) = spec.pmem().iter().position(PmemSpec::is_root) {
+        args.push_str(&format!(" root=/dev/pmem{place} ro rootflags=dax"));
     }
     args
 }

@@ -42,6 +42,11 @@ pub(crate) struct Cell {
 
 /// `None` (and a line that says so) where there is no KVM.
 pub(crate) fn start(spec: &str, kernel: OwnedFd) -> Option<Cell> {
+    start_beside(spec, [kernel])
+}
+
+/// The same, with whatever files come after /dev/kvm.
+pub(crate) fn start_beside<const N: usize>(spec: &str, files: [OwnedFd; N]) -> Option<Cell> {
     let kvm = match File::options().read(true).write(true).open("/dev/kvm") {
         Ok(kvm) => kvm,
         Err(error) => {
@@ -49,7 +54,8 @@ pub(crate) fn start(spec: &str, kernel: OwnedFd) -> Option<Cell> {
             return None;
         }
     };
-    Some(start_with(spec, &[kvm.into(), kernel]))
+    let descriptors: Vec<OwnedFd> = std::iter::once(kvm.into()).chain(files).collect();
+    Some(start_with(spec, &descriptors))
 }
 
 pub(crate) fn start_with(spec: &str, descriptors: &[OwnedFd]) -> Cell {

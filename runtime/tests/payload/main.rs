@@ -10,11 +10,12 @@ mod driver;
 mod guest;
 mod hostile;
 
-use cell::{Cell, kernel, start, start_with};
+use cell::{Cell, kernel, start, start_beside, start_with};
 use husk_protocol::control::{EndReason, Ended, Fault, FromCell, Stage};
 use husk_protocol::exit::RuntimeExit;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::fs::File;
+use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::process::Command;
 
@@ -142,4 +143,68 @@ fn a_descriptor_that_is_no_socket_is_a_clear_error() {
         Command::new(env!("CARGO_BIN_EXE_husk-runtime")).args(["--control-fd", "999"]).output().unwrap();
     assert_eq!(output.status.code(), Some(RuntimeExit::Operator as i32));
     assert!(String::from_utf8_lossy(&output.stderr).contains("--control-fd 999"));
+}
+
+const PMEM_SPEC: &str = r#"{"boot-source": {"kernel_image_path": {"fd": 1}, "boot_args": ""}, "machine-config": {"mem_size_mib": 32},
+    "pmem": [{"id": "image", "path_on_host": {"fd": 2}}]}"#;
+/// Maps 4 GiB, where the first image of a small guest is, one to one: a table at 3 MiB in the fifth place of the one at
+/// 0xa000. Leaves the address in rbx and the serial port's in dx.
+const MAP_IMAGE: &[u8] = b"\x48\xc7\x04\x25\x20\xa0\x00\x00\x03\x00\x30\x00\
+    \x48\xb8\x83\x00\x00\x00\x01\x00\x00\x00\x48\x89\x04\x25\x00\x00\x30\x00\
+    \x48\xbb\x00\x00\x00\x00\x01\x00\x00\x00\x66\xba\xf8\x03";
+/// Prints the image's first byte.
+const PRINT_FIRST: &[u8] = b"\x8a\x03\xee";
+/// Writes to it: a byte, four bytes across the end of its file, eight bytes round the caches, and a string of 16.
+const WRITE_IMAGE: &[u8] = b"\xc6\x03X\x89\x83\xfe\x0f\x00\x00\x48\x0f\xc3\x43\x08\
+    \x48\x89\xdf\xb9\x10\x00\x00\x00\xb0Y\xf3\xaa";
+/// Prints a byte of what follows it, plus '0'.
+const PRINT_AFTER: &[u8] = b"\x8a\x83\x00\x00\x10\x00\x04\x30\xee";
+/// Prints a newline.
+const NEWLINE: &[u8] = b"\xb0\n\xee";
+/// Reads the image's second page for ever.
+const READ_SECOND: &[u8] = b"\x8a\x83\x00\x10\x00\x00\xeb\xf8";
+
+/// A file of so many bytes, each an 'i', and the same open for reading alone.
+fn image(bytes: usize) -> (File, OwnedFd) {
+    use std::os::fd::AsRawFd;
+    let fd = rustix::fs::memfd_create("image", rustix::fs::MemfdFlags::empty()).unwrap();
+    let mut file = File::from(fd);
+    file.write_all(&vec![b'i'; bytes]).unwrap();
+    let reader = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
+    (file, reader.into())
+}
+
+#[test]
+fn a_guest_reads_an_image_and_its_writes_are_lost() {
+    let (file, reader) = image(4096);
+    let code = [MAP_IMAGE, PRINT_FIRST, WRITE_IMAGE, PRINT_FIRST, PRINT_AFTER, NEWLINE, RESET];
+    let Some(cell) = start_beside(PMEM_SPEC, [kernel(&code), reader]) else { return };
+    let (messages, status) = cell.finish();
+    assert_eq!(ended(&messages), &Ended { reason: EndReason::GuestReset, console_tail: vec!["ii0".into()] });
+    assert_eq!(status, Some(RuntimeExit::Ended as i32));
+    let mut content = vec![0; 5000];
+    let length = std::os::unix::fs::FileExt::read_at(&file, &mut content, 0).unwrap();
+    assert!(length == 4096 && content[..4096].iter().all(|&byte| byte == b'i'), "the image was changed");
+}
+
+#[test]
+fn an_image_that_is_cut_short_is_the_hosts_fault() {
+    // A software KVM goes on with the page that it has.
+    let processor = std::fs::read_to_string("/proc/cpuinfo").unwrap();
+    if !processor.split_whitespace().any(|flag| flag == "vmx" || flag == "svm") {
+        println!("HUSK-SKIP hardware virtualization: the processor has none");
+        return;
+    }
+    let (file, reader) = image(8192);
+    let Some(cell) = start_beside(PMEM_SPEC, [kernel(&[MAP_IMAGE, READ_SECOND]), reader]) else { return };
+    cell.entered();
+    file.set_len(4096).unwrap();
+    let (messages, status) = cell.finish();
+    let failed = messages.iter().find_map(|message| match message {
+        FromCell::Failed { fault, message } => Some((*fault, message.clone())),
+        _ => None,
+    });
+    let (fault, message) = failed.unwrap_or_else(|| panic!("{messages:?}"));
+    assert!(fault == Fault::Host && message.contains("a pmem image cut short"), "{message}");
+    assert_eq!(status, Some(RuntimeExit::Host as i32));
 }

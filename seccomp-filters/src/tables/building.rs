@@ -4,7 +4,7 @@
 //! namespaces, executable memory, ptrace, bpf, io_uring, keys.
 
 use crate::rule::{Arch, Arg, Rule};
-use crate::tables::form::{any, is, is_long, only, when, within, within_int};
+use crate::tables::form::{any, is, is_long, only, when, within, within_int, within_with};
 use crate::values::*;
 
 /// `ioctl` on a KVM descriptor.
@@ -48,8 +48,18 @@ pub(crate) const RULES: &[Rule] = &[
     arm(&[is(1, KVM_SET_ONE_REG)], "the entry point"),
     when(
         "mmap",
-        &[within(2, PROT_READ_WRITE), within(3, MAP_WHILE_BUILDING)],
-        "guest memory, the kernel image, the vCPUs' shared pages, threads' stacks; never executable",
+        &[within(2, PROT_READ_WRITE), within_with(3, MAP_WHILE_BUILDING, MAP_ANONYMOUS)],
+        "guest memory, threads' stacks; no file, never executable",
+    ),
+    when(
+        "mmap",
+        &[within(1, VCPU_PAGES), within(2, PROT_READ_WRITE), is_long(3, MAP_SHARED)],
+        "the vCPUs' shared pages; too small for a file of any worth",
+    ),
+    when(
+        "mmap",
+        &[is_long(2, PROT_READ), is_long(3, MAP_SHARED_FIXED)],
+        "an image in the guest's memory: its file's own pages, never writable",
     ),
     when("madvise", &[is(2, MADV_HUGEPAGE)], "guest memory in transparent huge pages"),
     when("madvise", &[is(2, MADV_NOHUGEPAGE)], "but not low memory, of which a boot uses some KiB"),

@@ -36,3 +36,8 @@ pub(crate) const fn within(index: u8, allowed: u64) -> Arg {
 pub(crate) const fn within_int(index: u8, allowed: u32) -> Arg {
     Arg { index, width: Width::Low32, mask: !allowed as u64, value: 0 }
 }
+
+/// Argument `index`, a `long`, has all bits of `needed` and none beside those of `allowed`.
+pub(crate) const fn within_with(index: u8, allowed: u64, needed: u64) -> Arg {
+    Arg { index, width: Width::Full64, mask: !allowed | needed, value: needed }
+}

@@ -134,8 +134,12 @@ fn flags_are_the_c_librarys() {
     assert_eq!(CLONE_OF_A_THREAD, u64::from(word(thread)));
     assert_eq!(PROT_READ_WRITE, u64::from(word(libc::PROT_READ | libc::PROT_WRITE)));
     assert_eq!(MAP_PRIVATE_ANONYMOUS, u64::from(word(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS)));
-    let building = libc::MAP_SHARED
-        | libc::MAP_PRIVATE
+    assert_eq!(PROT_READ, u64::from(word(libc::PROT_READ)));
+    assert_eq!(MAP_ANONYMOUS, u64::from(word(libc::MAP_ANONYMOUS)));
+    assert_eq!(MAP_SHARED, u64::from(word(libc::MAP_SHARED)));
+    assert_eq!(MAP_SHARED_FIXED, u64::from(word(libc::MAP_SHARED | libc::MAP_FIXED)));
+    assert!(u128::from(VCPU_PAGES) > size_of::<kvm::kvm_run>() as u128, "a vCPU's pages hold more than this");
+    let building = libc::MAP_PRIVATE
         | libc::MAP_FIXED
         | libc::MAP_ANONYMOUS
         | libc::MAP_NORESERVE

@@ -41,6 +41,8 @@ pub const HIMEM: u64 = 0x10_0000;
 pub const GAP_START: u64 = 3 << 30;
 /// End of the hole for memory-mapped devices.
 pub const GAP_END: u64 = 4 << 30;
+/// Linux keeps its books of memory in sections of this size, and adds memory that shares none with other memory most easily.
+const SECTION: u64 = 128 << 20;
 /// The virtio-mmio windows, one after the other.
 pub(super) const MMIO_START: u64 = 0xd000_0000;
 /// Bytes of a virtio-mmio window.
@@ -76,6 +78,18 @@ pub fn memory_ranges(bytes: u64) -> Vec<(GuestAddress, usize)> {
         .collect()
 }
 
+/// Where the first image of a guest with `bytes` of memory lies: above its RAM and the gap.
+#[must_use]
+pub fn images_start(bytes: u64) -> u64 {
+    after((GAP_END + bytes).saturating_sub(GAP_START).max(GAP_END))
+}
+
+/// Where an image may lie whose predecessor ends at `end`.
+#[must_use]
+pub fn after(end: u64) -> u64 {
+    end.next_multiple_of(SECTION)
+}
+
 /// Slot number `index` for a virtio-mmio device; `None` past the last one.
 #[must_use]
 pub fn slot(index: usize) -> Option<super::super::Slot> {
@@ -93,6 +107,15 @@ mod tests {
         assert_eq!(memory_ranges(128 << 20), [(GuestAddress(0), 128 << 20)]);
         assert_eq!(memory_ranges(GAP_START), [(GuestAddress(0), 3 << 30)]);
         assert_eq!(memory_ranges(4 << 30), [(GuestAddress(0), 3 << 30), (GuestAddress(GAP_END), 1 << 30)]);
+    }
+
+    #[test]
+    fn images_lie_above_memory_and_gap() {
+        assert_eq!(images_start(128 << 20), GAP_END);
+        assert_eq!(images_start(GAP_START), GAP_END);
+        assert_eq!(images_start(GAP_START + 1), GAP_END + SECTION);
+        assert_eq!(images_start(512 << 30), (513 << 30));
+        assert_eq!((after(GAP_END + 1), after(GAP_END)), (GAP_END + SECTION, GAP_END));
     }
 
     #[test]

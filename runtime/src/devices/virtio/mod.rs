@@ -15,6 +15,7 @@ pub mod guest_io;
 pub mod limiter;
 pub mod mmio;
 pub mod net;
+pub mod pmem;
 pub mod queue;
 mod service;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -31,10 +32,9 @@ use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 use virtio_bindings::{virtio_config, virtio_ids, virtio_ring};
 use virtio_queue::Queue;
-use vm_memory::GuestMemoryMmap;
 
 /// Guest memory as devices see it; a clone shares the mappings.
-pub type Memory = GuestMemoryMmap<()>;
+pub type Memory = crate::memory::DeviceMemory;
 
 /// Feature bit: the device is one of virtio 1.0 or later (`VIRTIO_F_VERSION_1`). Every transport here requires it.
 pub const FEATURE_VERSION_1: u64 = 1 << virtio_config::VIRTIO_F_VERSION_1;
@@ -59,6 +59,8 @@ pub enum DeviceKind {
     Balloon = virtio_ids::VIRTIO_ID_BALLOON,
     /// A socket device (5.10).
     Vsock = virtio_ids::VIRTIO_ID_VSOCK,
+    /// Persistent memory (5.19).
+    Pmem = virtio_ids::VIRTIO_ID_PMEM,
 }
 
 impl DeviceKind {

@@ -7,6 +7,7 @@ use super::mmio::MmioTransport;
 use super::queue::{QueueSetup, Virtqueue};
 use super::{Activation, DeviceError, Interrupt, Memory, Token, VirtioDevice, Worker};
 use crate::devices::BusDevice;
+use crate::memory::Image;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -17,6 +18,9 @@ use vmm_sys_util::eventfd::EventFd;
 pub(crate) const LOW_END: u64 = 8 << 20;
 pub(crate) const HIGH: u64 = 16 << 20;
 pub(crate) const HIGH_END: u64 = 24 << 20;
+/// Then an image of two pages, each byte 0xda, which nobody may write to; what follows it up to 2 MiB is zero.
+pub(crate) const IMAGE: u64 = 1 << 30;
+pub(crate) const IMAGE_BYTES: u64 = 8192;
 /// Where rings are put; buffers go above 1 MiB.
 pub(crate) const RINGS: u64 = 0x1_0000;
 pub(crate) const RING_STRIDE: u64 = 0x4000;
@@ -27,7 +31,16 @@ pub(crate) const INDIRECT: u16 = 4;
 
 pub(crate) fn memory() -> Memory {
     let half = usize::try_from(LOW_END).unwrap();
-    GuestMemoryMmap::from_ranges(&[(GuestAddress(0), half), (GuestAddress(HIGH), half)]).unwrap()
+    let ram = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), half), (GuestAddress(HIGH), half)]).unwrap();
+    Memory::new(&ram, &[image()]).unwrap()
+}
+
+/// The image alone.
+pub(crate) fn image() -> Image {
+    let file = rustix::fs::memfd_create("image", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    let bytes = usize::try_from(IMAGE_BYTES).unwrap();
+    assert_eq!(rustix::io::write(&file, &vec![0xda; bytes]).unwrap(), bytes);
+    Image::map(&file, "test", IMAGE_BYTES, GuestAddress(IMAGE)).unwrap()
 }
 
 /// The driver's side of a queue.

@@ -38,7 +38,7 @@ pub(super) fn deflate(memory: &Memory, chain: &Chain) -> Option<Answer> {
     let mut numbers = [0; REQUEST_PAGES];
     let pages = listed(memory, chain, &mut numbers)?;
     for place in pages.chunk_by(|one, next| one / HUGE_PAGE_PAGES == next / HUGE_PAGE_PAGES) {
-        prefer(memory, GuestAddress(place[0] * PAGE_BYTES), Pages::Huge);
+        prefer(memory.ram(), GuestAddress(place[0] * PAGE_BYTES), Pages::Huge);
     }
     Some(Answer { written: 0, cost: pages.len() as u64 })
 }
@@ -92,5 +92,5 @@ fn is_memory(memory: &Memory, start: u64, length: u64) -> bool {
 
 fn give_back(memory: &Memory, start: u64, length: u64) {
     // A host that keeps the pages loses by it, not the guest: it was told nothing of their content.
-    let _ = discard(memory, GuestAddress(start), length);
+    let _ = discard(memory.ram(), GuestAddress(start), length);
 }

@@ -1,7 +1,7 @@
 mod statistics;
 
 use super::*;
-use crate::devices::virtio::testkit::{Bench, HIGH, HIGH_END, LOW_END};
+use crate::devices::virtio::testkit::{Bench, HIGH, HIGH_END, IMAGE, LOW_END};
 use vm_memory::{Bytes, GuestAddress};
 
 /// Where lists of page numbers are put.
@@ -260,4 +260,21 @@ fn items_1_2_corrupt_queues_are_errors_of_the_device() {
         bench.kick(queue);
         assert!(bench.round().unwrap_err().to_string().starts_with(&format!("queue {queue}: ")));
     }
+}
+
+#[test]
+fn a_page_of_an_image_is_no_memory_of_the_balloons() {
+    let mut bench = bench();
+    fill(&bench, 1);
+    let list = inflate(&mut bench, &[page(PAGES), page(IMAGE)]);
+    bench.kick(INFLATE);
+    bench.settle();
+    let report = bench.rings[REPORTING].offer(&[(PAGES, 4096, true), (IMAGE, 4096, true)]);
+    bench.kick(REPORTING);
+    bench.settle();
+    assert_eq!(bench.rings[INFLATE].take_all_used(), [(list.into(), 0)]);
+    assert_eq!(bench.rings[REPORTING].take_all_used(), [(report.into(), 0)]);
+    assert_eq!(bench.dropped(), 2);
+    assert!(gone(&bench, 1).is_empty(), "refused whole");
+    assert_eq!(bench.read(IMAGE, 4096), [0xda; 4096]);
 }

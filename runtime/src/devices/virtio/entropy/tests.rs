@@ -1,7 +1,7 @@
 use super::*;
 use crate::devices::virtio::gate::tests::{DAY, limit};
 use crate::devices::virtio::testkit::drive::until;
-use crate::devices::virtio::testkit::{Bench, HIGH, HIGH_END, INDIRECT, LOW_END, NEXT, WRITE};
+use crate::devices::virtio::testkit::{Bench, HIGH, HIGH_END, IMAGE, INDIRECT, LOW_END, NEXT, WRITE};
 
 const DATA: u64 = 0x20_0000;
 
@@ -67,7 +67,8 @@ fn item_14_small_requests_are_bounded_too() {
 fn items_1_3_4_5_nonsense_goes_back_unused_and_the_device_goes_on() {
     let mut bench = bench();
     let ring = &mut bench.rings[0];
-    // To itself; outside memory, whole or in part; of 4 GiB; wrapping; readable; both; empty; a table not offered.
+    // To itself; outside memory, whole or in part; of 4 GiB; wrapping; readable; both; empty; a table not offered; an
+    // image.
     ring.describe(40, (DATA, 16, WRITE | NEXT, 40));
     ring.describe(41, (LOW_END, 16, WRITE, 0));
     ring.describe(42, (LOW_END - 8, 16, WRITE, 0));
@@ -78,7 +79,8 @@ fn items_1_3_4_5_nonsense_goes_back_unused_and_the_device_goes_on() {
     ring.describe(47, (DATA, 16, WRITE, 0));
     ring.describe(48, (DATA, 0, WRITE, 0));
     ring.describe(49, (DATA, 7, INDIRECT, 0));
-    let wrong = [40, 41, 42, 43, 44, 45, 46, 48, 49];
+    ring.describe(50, (IMAGE, 16, WRITE, 0));
+    let wrong = [40, 41, 42, 43, 44, 45, 46, 48, 49, 50];
     for head in wrong {
         ring.offer_head(head);
     }

@@ -2,7 +2,7 @@ mod limits;
 
 use super::frames::{MAC, arp, tcp, tcp_with};
 use super::*;
-use crate::devices::virtio::testkit::{Bench, HIGH, LOW_END};
+use crate::devices::virtio::testkit::{Bench, HIGH, IMAGE, LOW_END};
 use std::io;
 use std::os::unix::net::UnixDatagram;
 
@@ -292,4 +292,23 @@ fn a_tap_that_refuses_fails_the_device() {
     let mut bench = Bench::start_with(&mut net, 0);
     bench.kick(0);
     assert!(bench.round().unwrap_err().to_string().starts_with("setting the tap's offloads"));
+}
+
+#[test]
+fn a_frame_may_come_out_of_an_image_and_none_goes_into_one() {
+    let mut rig = rig();
+    let mut sent = with_header(&tcp_with("10.0.0.2", "10.0.0.1", 80, 300));
+    let own = sent.len() - 64;
+    sent[own..].fill(0xda);
+    rig.bench.write(FRAME, &sent[..own]);
+    rig.bench.rings[1].offer(&[(FRAME, u32::try_from(own).unwrap(), false), (IMAGE, 64, false)]);
+    rig.bench.kick(1);
+    rig.bench.settle();
+    assert_eq!(rig.heard().unwrap(), sent);
+    let before = rig.bench.dropped();
+    let head = rig.bench.rings[0].offer(&[(IMAGE, 2048, true)]);
+    rig.bench.kick(0);
+    rig.bench.settle();
+    assert_eq!(rig.bench.rings[0].take_all_used(), [(head.into(), 0)]);
+    assert_eq!(rig.bench.dropped(), before + 1);
 }

@@ -1,5 +1,7 @@
 use super::*;
-use crate::devices::virtio::testkit::{Bell, HIGH, INDIRECT, LOW_END, NEXT, Ring, WRITE, memory, notifiers};
+use crate::devices::virtio::testkit::{
+    Bell, HIGH, IMAGE, INDIRECT, LOW_END, NEXT, Ring, WRITE, memory, notifiers,
+};
 use vm_memory::Address;
 
 const SIZE: u16 = 16;
@@ -239,4 +241,30 @@ fn kicks_are_asked_for_by_index() {
     assert!(!rig.queue.want_kicks().unwrap());
     let at = GuestAddress(rig.ring.setup.used).unchecked_add(4 + 8 * u64::from(SIZE));
     assert_eq!(rig.ring.memory.read_obj::<u16>(at).unwrap(), 1);
+}
+
+#[test]
+fn no_ring_lies_in_an_image() {
+    let memory = memory();
+    let good = Ring::new(&memory, 0, SIZE).setup;
+    good.check(SIZE, false, &memory).unwrap();
+    for setup in [
+        QueueSetup { descriptors: IMAGE, ..good },
+        QueueSetup { available: IMAGE, ..good },
+        QueueSetup { used: IMAGE + 0x10_0000, ..good },
+    ] {
+        let error = setup.check(SIZE, false, &memory).unwrap_err();
+        assert!(matches!(error, QueueError::OutsideMemory { .. }), "{error}");
+    }
+}
+
+#[test]
+fn an_indirect_table_may_lie_in_an_image() {
+    let mut rig = rig(false);
+    rig.ring.describe(0, (IMAGE, 16, INDIRECT, 0));
+    rig.ring.offer_head(0);
+    let (popped, chain) = rig.pop();
+    // The flags 0xdada: to be written, and no successor.
+    assert_eq!((popped, chain.readable.len()), (Popped::Chain, 0));
+    assert_eq!(chain.writable, [buffer(0xdada_dada_dada_dada, 0xdada_dada)]);
 }

@@ -1,6 +1,6 @@
 use super::*;
 use crate::devices::virtio::queue::Buffer;
-use crate::devices::virtio::testkit::{HIGH, LOW_END, memory};
+use crate::devices::virtio::testkit::{HIGH, IMAGE, IMAGE_BYTES, LOW_END, memory};
 use std::io::{Read, Seek, SeekFrom, Write};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -263,4 +263,21 @@ fn a_request_costs_what_it_moved() {
     assert_eq!(cost(blk::VIRTIO_BLK_T_IN, SECTORS, &[], &data(512)), 0);
     assert_eq!(cost(blk::VIRTIO_BLK_T_OUT, 0, &[buffer(0, 8 << 20); 126], &[]), 0);
     assert_eq!(cost(99, 0, &data(512), &data(512)), 0);
+}
+
+#[test]
+fn an_image_is_written_to_disk_and_never_read_into() {
+    let rig = rig();
+    let image = |offset: u64| buffer(IMAGE + offset, 512);
+    assert_eq!(rig.write(3, &[image(0), buffer(DATA, 512), image(IMAGE_BYTES)]).0, Ok(1));
+    let file = rig.file();
+    assert!(file[3 * 512..4 * 512].iter().all(|&byte| byte == 0xda));
+    assert!(file[5 * 512..6 * 512].iter().all(|&byte| byte == 0), "what follows an image");
+    for data in [[image(0)].as_slice(), &[buffer(DATA, 512), image(0)], &[image(IMAGE_BYTES)]] {
+        assert_eq!(rig.read(9, data).0, Err(Nonsense), "{data:?}");
+    }
+    assert_eq!(rig.memory.read_obj::<u8>(GuestAddress(DATA)).unwrap(), 0, "refused before a byte is moved");
+    rig.header(blk::VIRTIO_BLK_T_IN, 1);
+    let chain = |status| Chain { head: 0, readable: vec![buffer(HEADER, 16)], writable: vec![status] };
+    assert_eq!(rig.run(&chain(buffer(IMAGE, 1))).0, Err(Nonsense), "the status");
 }
