@@ -1,7 +1,8 @@
 //! Disks and what is on them. Owns the way from a drive's id to its device and the look at its superblock; refuses a
-//! disk that is not there and one that holds nothing known. Invariant: reads two small things, whatever the disk
-//! claims: the serial from sysfs, and [`SUPERBLOCK_BYTES`] at [`SUPERBLOCK_AT`].
+//! disk that is not there and one that holds nothing known. Invariant: reads small things, whatever the disk
+//! claims: files of sysfs, and [`SUPERBLOCK_BYTES`] at [`SUPERBLOCK_AT`].
 
+use crate::pmem;
 use rustix::fs::{CWD, Dir, Mode, OFlags};
 use rustix::io::Errno;
 
@@ -30,6 +31,25 @@ pub enum DiskError {
         /// What was found.
         found: String,
     },
+    /// The kernel has no such image.
+    #[error(
+        "image {label:?}: the kernel shows no such image; does the machine have it, the guest kernel VIRTIO_PMEM and BLK_DEV_PMEM, \
+         and the guest memory for its books of it (1/64 of the image)?"
+    )]
+    NoImage {
+        /// Which.
+        label: String,
+    },
+    /// An image stays writable.
+    #[error("image {label:?} (/dev/{name}): cannot be made read-only: {errno}")]
+    Writable {
+        /// Which.
+        label: String,
+        /// The kernel's name.
+        name: String,
+        /// Why.
+        errno: Errno,
+    },
     /// It cannot be read.
     #[error("disk {serial:?} (/dev/{name}): cannot read its superblock: {errno}")]
     Read {
@@ -56,23 +76,33 @@ pub enum DiskError {
 /// A disk that is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Disk {
-    /// The drive's id.
+    /// The drive's id, or what an image is called.
     pub(crate) serial: String,
     /// The kernel's name: `vda`.
     pub(crate) name: String,
+    /// It is memory, and files on it are used in place.
+    pub(crate) dax: bool,
+}
+
+/// Finds what the host names.
+///
+/// # Errors
+/// It is not there, or not as it should be.
+pub(crate) fn find(disk: &husk_protocol::exec::Disk) -> Result<Disk, DiskError> {
+    match disk {
+        husk_protocol::exec::Disk::Drive(serial) => drive(serial),
+        husk_protocol::exec::Disk::Pmem(number) => pmem::find(*number),
+    }
 }
 
 /// Finds the disk with this serial among the virtio disks.
-///
-/// # Errors
-/// There is none.
-pub(crate) fn find(serial: &str) -> Result<Disk, DiskError> {
+fn drive(serial: &str) -> Result<Disk, DiskError> {
     let wanted = cut(serial.as_bytes());
     let mut found = Vec::new();
-    for name in virtio_disks() {
+    for name in names("/sys/block", "vd") {
         let theirs = read_serial(&name);
         if theirs == wanted {
-            return Ok(Disk { serial: serial.to_owned(), name });
+            return Ok(Disk { serial: serial.to_owned(), name, dax: false });
         }
         found.push(format!("{:?}", crate::command::printable(&theirs)));
     }
@@ -85,14 +115,15 @@ fn cut(serial: &[u8]) -> Vec<u8> {
     serial.iter().copied().take(SERIAL_BYTES).take_while(|&byte| byte != 0).collect()
 }
 
-/// Names of the virtio disks, `vda` first.
-fn virtio_disks() -> Vec<String> {
+/// Names in a directory of sysfs that begin with `prefix`, in the order in which the kernel counts: `vda` first, `vdz` before
+/// `vdaa`.
+pub(crate) fn names(directory: &str, prefix: &str) -> Vec<String> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let opened = rustix::fs::openat(CWD, "/sys/block", flags, Mode::empty());
+    let opened = rustix::fs::openat(CWD, directory, flags, Mode::empty());
     let Ok(mut entries) = opened.and_then(Dir::new) else { return Vec::new() };
     let mut names = Vec::new();
     while let Some(Ok(entry)) = entries.next() {
-        if let Some(name) = entry.file_name().to_str().ok().filter(|name| name.starts_with("vd")) {
+        if let Some(name) = entry.file_name().to_str().ok().filter(|name| name.starts_with(prefix)) {
             names.push(name.to_owned());
         }
     }
@@ -101,11 +132,16 @@ fn virtio_disks() -> Vec<String> {
 }
 
 fn read_serial(name: &str) -> Vec<u8> {
+    cut(&read_small::<SERIAL_BYTES>(&format!("/sys/block/{name}/serial")))
+}
+
+/// The first `N` bytes of a file of sysfs; nothing if it cannot be read.
+pub(crate) fn read_small<const N: usize>(path: &str) -> Vec<u8> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let mut serial = [0; SERIAL_BYTES];
-    let opened = rustix::fs::open(format!("/sys/block/{name}/serial"), flags, Mode::empty());
-    let count = opened.and_then(|file| rustix::io::read(file, &mut serial)).unwrap_or(0);
-    cut(&serial[..count])
+    let mut bytes = [0; N];
+    let opened = rustix::fs::open(path, flags, Mode::empty());
+    let count = opened.and_then(|file| rustix::io::read(file, &mut bytes)).unwrap_or(0);
+    bytes[..count].to_vec()
 }
 
 impl Disk {
@@ -166,8 +202,19 @@ mod tests {
     }
 
     #[test]
+    fn names_come_in_the_kernels_order() {
+        let directory = std::env::temp_dir().join(format!("husk-init-names-{}", std::process::id()));
+        for name in ["virtio10", "virtio9", "virtio1", "other"] {
+            std::fs::create_dir_all(directory.join(name)).unwrap();
+        }
+        assert_eq!(names(directory.to_str().unwrap(), "virtio"), ["virtio1", "virtio9", "virtio10"]);
+        std::fs::remove_dir_all(&directory).unwrap();
+        assert!(names(directory.to_str().unwrap(), "virtio").is_empty());
+    }
+
+    #[test]
     fn a_missing_disk_is_named_with_what_there_is() {
-        let error = find("no such serial").unwrap_err().to_string();
+        let error = drive("no such serial").unwrap_err().to_string();
         assert!(
             error.starts_with(r#"disk "no such serial": there is none with this serial (there are: "#),
             "{error}"

@@ -19,6 +19,7 @@ mod identity;
 pub mod init;
 mod mounts;
 mod network;
+mod pmem;
 mod poll;
 mod root;
 mod server;

@@ -4,7 +4,7 @@
 
 use crate::disk::{self, Disk, DiskError};
 use crate::mounts::{MountsError, mount_in_root};
-use husk_protocol::exec::{DriveMount, Mounts, RootMount};
+use husk_protocol::exec::{self, DriveMount, Mounts, RootMount};
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, fstat, openat, statat, unlinkat};
 use rustix::io::Errno;
@@ -102,13 +102,17 @@ fn check_target(drive: &DriveMount) -> Result<(), RootError> {
     let bad = !drive.target.starts_with('/') || TAKEN.contains(&plain) || drive.target.contains('\0');
     let dots = plain.split('/').any(|part| part == "..");
     if bad || dots {
-        return Err(RootError::Target { serial: drive.serial.clone(), target: drive.target.clone() });
+        let serial = match &drive.disk {
+            exec::Disk::Drive(serial) => serial.clone(),
+            exec::Disk::Pmem(number) => format!("pmem {number}"),
+        };
+        return Err(RootError::Target { serial, target: drive.target.clone() });
     }
     Ok(())
 }
 
 fn mount_root(root: &RootMount) -> Result<(), RootError> {
-    let disk = disk::find(&root.serial)?;
+    let disk = disk::find(&root.disk)?;
     let fs_type = disk.fs_type(&root.fs_type)?;
     for directory in [IMAGE, LAYER, ROOT] {
         step("make a directory in the initramfs", make_directory(directory))?;
@@ -123,7 +127,7 @@ fn mount_root(root: &RootMount) -> Result<(), RootError> {
 }
 
 fn mount_drive(drive: &DriveMount) -> Result<WritableDrive, RootError> {
-    let disk = disk::find(&drive.serial)?;
+    let disk = disk::find(&drive.disk)?;
     let fs_type = disk.fs_type(&drive.fs_type)?;
     std::fs::create_dir_all(&drive.target).map_err(|error| RootError::Mount {
         serial: disk.serial.clone(),
@@ -139,13 +143,14 @@ fn mount_drive(drive: &DriveMount) -> Result<WritableDrive, RootError> {
 
 fn mount_disk(disk: &Disk, fs_type: &str, target: &str, read_only: bool) -> Result<(), RootError> {
     let flags = if read_only { MountFlags::RDONLY } else { MountFlags::empty() };
-    mount(disk.device(), target, fs_type, flags, c"").map_err(|errno| RootError::Mount {
+    let options = if disk.dax { c"dax" } else { c"" };
+    mount(disk.device(), target, fs_type, flags, options).map_err(|errno| RootError::Mount {
         serial: disk.serial.clone(),
         device: disk.device(),
         fs_type: fs_type.to_owned(),
         target: target.to_owned(),
         errno,
-        advice: advice(errno),
+        advice: advice(errno, disk.dax),
     })
 }
 
@@ -154,8 +159,11 @@ fn reason(errno: &Errno) -> String {
     if *errno == Errno::UCLEAN { "Structure needs cleaning (os error 117)".into() } else { errno.to_string() }
 }
 
-fn advice(errno: Errno) -> &'static str {
+fn advice(errno: Errno, dax: bool) -> &'static str {
     match errno {
+        Errno::INVAL | Errno::OPNOTSUPP if dax => {
+            "in memory it needs blocks of 4096 bytes (mkfs.ext4 -b 4096), and a guest kernel with FS_DAX"
+        }
         Errno::NODEV => "the guest kernel does not know this file system; erofs and ext4 it does",
         Errno::INVAL | Errno::UCLEAN | Errno::BADMSG => {
             "it is damaged or of another kind; check it on the host (fsck)"
@@ -225,7 +233,7 @@ mod tests {
 
     fn target(target: &str) -> Result<(), RootError> {
         let drive = DriveMount {
-            serial: "data".into(),
+            disk: exec::Disk::Drive("data".into()),
             fs_type: String::new(),
             target: target.into(),
             read_only: false,

@@ -36,7 +36,7 @@ mod units;
 mod vsock;
 
 pub use husk_protocol::network::{AllowRule, GuestAddress};
-pub use options::{BOOT_TIMEOUT, DriveOption, NetworkOption, Options};
+pub use options::{BOOT_TIMEOUT, DriveOption, NetworkOption, Options, PmemOption};
 pub use outcome::Outcome;
 pub use report::{Report, Resources};
 pub use sandbox::Sandbox;

@@ -53,6 +53,8 @@ pub struct Options {
     pub console: bool,
     /// Drives that are mounted in the guest.
     pub drives: Vec<DriveOption>,
+    /// Images that the guest sees as memory, read-only, and mounts.
+    pub pmem: Vec<PmemOption>,
     /// A machine in Firecracker's JSON, below everything else that is said here.
     pub config: Option<PathBuf>,
     /// The network; `None`: none but loopback, unless the configuration has cards.
@@ -87,6 +89,7 @@ impl Default for Options {
             terminal: false,
             console: false,
             drives: Vec::new(),
+            pmem: Vec::new(),
             config: None,
             network: None,
             vsock: None,
@@ -142,9 +145,44 @@ impl std::str::FromStr for DriveOption {
     }
 }
 
+/// An image in the guest's memory and where the guest mounts it, read-only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PmemOption {
+    /// Raw image of an erofs or ext4 file system on the host, with blocks of 4096 bytes and not compressed.
+    pub file: PathBuf,
+    /// Absolute directory in the guest.
+    pub target: String,
+}
+
+impl std::str::FromStr for PmemOption {
+    type Err = String;
+
+    /// `FILE:GUESTDIR`; the file's name may contain colons.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (file, target) = text.rsplit_once(':').unwrap_or_default();
+        if target == "rw" {
+            return Err("a pmem image is never written; --drive FILE:GUESTDIR:rw is a disk that is".into());
+        }
+        if file.is_empty() || !target.starts_with('/') || target == "/" {
+            return Err("a pmem image is FILE:GUESTDIR, with an absolute GUESTDIR that is not /".into());
+        }
+        Ok(Self { file: PathBuf::from(file), target: target.to_owned() })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_image_is_a_file_and_a_directory_and_never_writable() {
+        let image: PmemOption = "a:b.erofs:/data".parse().unwrap();
+        assert_eq!(image, PmemOption { file: "a:b.erofs".into(), target: "/data".into() });
+        for wrong in ["", "image", "image:data", ":/data", "image:/", "image:/data:ro"] {
+            assert!(wrong.parse::<PmemOption>().unwrap_err().contains("FILE:GUESTDIR"), "{wrong}");
+        }
+        assert!("image:/data:rw".parse::<PmemOption>().unwrap_err().contains("never written"));
+    }
 
     #[test]
     fn a_drive_is_split_from_its_end() {

@@ -8,13 +8,15 @@ mod limits;
 mod memory;
 mod names;
 mod network;
+mod pmem;
 
 pub(crate) use memory::{check_memory, least_memory_mib};
 pub(crate) use names::FileNames;
 pub(crate) use network::network;
+pub(crate) use pmem::{kept as images, mounts, root as root_image};
 
 use crate::options::Options;
-use husk_protocol::exec::{DriveMount, Exec, Mounts, RootMount, User, WindowSize};
+use husk_protocol::exec::{Exec, User, WindowSize};
 use husk_protocol::network::{Mac, format_mac};
 use husk_protocol::spec::{
     BootProtocol, CacheType, ConsoleDevice, FileRef, HugePages, MAX_REFILL_MS, RawConsole, RawDrive, RawSpec,
@@ -71,9 +73,17 @@ pub(crate) enum PlanError {
     },
     /// Not a place to mount a drive.
     #[error(
-        "--drive cannot be mounted at {0:?}; any directory but /, /dev, /proc and /sys, without .., is allowed"
+        "{option} cannot be mounted at {target:?}; any directory but /, /dev, /proc and /sys, without .., is allowed"
     )]
-    MountPoint(String),
+    MountPoint {
+        /// Of which option.
+        option: &'static str,
+        /// As given.
+        target: String,
+    },
+    /// An image in memory.
+    #[error(transparent)]
+    Pmem(#[from] pmem::PmemError),
     /// Nothing to run.
     #[error("no command is given; write it after --, as in: husk run -- echo hi")]
     NoCommand,
@@ -93,11 +103,14 @@ pub(crate) enum PlanError {
     Network(String),
     /// Too many drives.
     #[error(
-        "{0} devices are asked for (drives, root, network, vsock, entropy, balloon and console); at most {MOST_DEVICES} are possible"
+        "{0} devices are asked for (drives, root, network, vsock, entropy, balloon, pmem and console); at most {MOST_DEVICES} are possible"
     )]
     Devices(usize),
     /// Kernel and initrd do not fit.
-    #[error("memory of {memory} MiB is too small: the kernel and initrd need at least {needs} MiB")]
+    #[error(
+        "memory of {memory} MiB is too small: kernel, initrd and the guest's books of pmem images (1/64 of them) need at \
+         least {needs} MiB"
+    )]
     Memory {
         /// MiB.
         memory: u64,
@@ -138,17 +151,20 @@ pub(crate) enum PlanError {
 }
 
 /// Files that go to the cell, by their place in the list.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Places {
     pub(crate) kernel: u32,
     /// Whether it is Husk's own, not one that was named.
     pub(crate) own_kernel: bool,
     pub(crate) initrd: u32,
-    pub(crate) root: u32,
+    /// None if the root is on an image in memory.
+    pub(crate) root: Option<u32>,
     /// Drives of the configuration, then those of the options.
     pub(crate) drives: Vec<u32>,
     /// Taps of the configuration, then that of the options, each with its MTU in bytes and an address of its own.
     pub(crate) taps: Vec<(u32, u64, Mac)>,
+    /// Images in memory, in the order of [`images`] and then of the options.
+    pub(crate) pmem: Vec<u32>,
     pub(crate) exec: u32,
     pub(crate) listener: Option<u32>,
     pub(crate) console: Option<u32>,
@@ -242,7 +258,8 @@ fn check_base(base: &RawSpec) -> Result<(), PlanError> {
     }
     let taps = cards.filter_map(|card| card.tap.as_ref());
     key(taps.clone().any(|tap| matches!(tap, FileRef::Path(_))), "tap", "name the tap in host_dev_name")?;
-    let mut all = files.into_iter().flatten().chain(drives).chain(socket).chain(taps);
+    let images = base.pmem.iter().map(|image| &image.path_on_host);
+    let mut all = files.into_iter().flatten().chain(drives).chain(socket).chain(taps).chain(images);
     key(all.any(|file| matches!(file, FileRef::Fd(_))), "{\"fd\": N}", "give the file's path")
 }
 
@@ -257,24 +274,25 @@ fn check_drives(options: &Options, spec: &RawSpec) -> Result<(), PlanError> {
         }
     }
     for drive in &options.drives {
-        check_mount_point(&drive.target)?;
+        check_mount_point("--drive", &drive.target)?;
     }
     // The root replaces the configuration's root device, if it has one; the vsock device carries the exec channel.
     let data = spec.drives.iter().filter(|drive| !drive.is_root_device).count();
     let others = [spec.entropy.is_some(), spec.balloon.is_some(), options.console];
-    let others = others.into_iter().filter(|&there| there).count();
-    let devices = 1 + data + options.drives.len() + spec.network_interfaces.len() + 1 + others;
+    let others = others.into_iter().filter(|&there| there).count() + pmem::check(options, spec)?;
+    let root = usize::from(root_image(options, spec).is_none());
+    let devices = root + data + options.drives.len() + spec.network_interfaces.len() + 1 + others;
     if devices > MOST_DEVICES { Err(PlanError::Devices(devices)) } else { Ok(()) }
 }
 
 /// A place where the guest can mount a drive: not the root, nor what the guest mounts there itself.
-fn check_mount_point(target: &str) -> Result<(), PlanError> {
+fn check_mount_point(option: &'static str, target: &str) -> Result<(), PlanError> {
     const TAKEN: [&str; 4] = ["", "/dev", "/proc", "/sys"];
-    check_directory("--drive", target)?;
+    check_directory(option, target)?;
     let plain: Vec<&str> = target.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
     let path = plain.iter().fold(String::new(), |path, part| path + "/" + part);
     if TAKEN.contains(&path.as_str()) || plain.contains(&"..") {
-        return Err(PlanError::MountPoint(crate::text::line(target)));
+        return Err(PlanError::MountPoint { option, target: crate::text::line(target) });
     }
     Ok(())
 }
@@ -301,15 +319,15 @@ pub(crate) fn with_files(mut spec: RawSpec, options: &Options, places: &Places) 
     // The configuration's root, unless another one was named, has the limits that it has there.
     let configured = spec.drives.iter().find(|drive| drive.is_root_device);
     let rate_limiter = configured.filter(|_| options.rootfs.is_none()).and_then(|drive| drive.rate_limiter);
-    let root = RawDrive {
+    let root = places.root.map(|place| RawDrive {
         drive_id: ROOT.to_owned(),
-        path_on_host: FileRef::Fd(places.root),
+        path_on_host: FileRef::Fd(place),
         is_root_device: false,
         is_read_only: true,
         cache_type: CacheType::Unsafe,
         queues: 1,
         rate_limiter,
-    };
+    });
     let mounted = options.drives.iter().enumerate().map(|(index, drive)| RawDrive {
         drive_id: drive_id(index),
         path_on_host: FileRef::default(),
@@ -324,7 +342,8 @@ pub(crate) fn with_files(mut spec: RawSpec, options: &Options, places: &Places) 
     let files = places.drives.iter().map(|&place| FileRef::Fd(place));
     let drives =
         data.chain(mounted).zip(files).map(|(drive, path_on_host)| RawDrive { path_on_host, ..drive });
-    spec.drives = std::iter::once(root).chain(drives).collect();
+    spec.drives = root.into_iter().chain(drives).collect();
+    spec.pmem = pmem::with_files(options, &spec, &places.pmem);
     for (card, &(place, mtu, mac)) in spec.network_interfaces.iter_mut().zip(&places.taps) {
         card.host_dev_name = None;
         card.tap = Some(FileRef::Fd(place));
@@ -348,17 +367,6 @@ pub(crate) fn with_files(mut spec: RawSpec, options: &Options, places: &Places) 
     let device = if virtio { ConsoleDevice::Virtio } else { ConsoleDevice::Serial };
     spec.console = places.console.map(|place| RawConsole { output: FileRef::Fd(place), device });
     spec
-}
-
-/// What the guest mounts.
-pub(crate) fn mounts(options: &Options) -> Mounts {
-    let drives = options.drives.iter().enumerate().map(|(index, drive)| DriveMount {
-        serial: drive_id(index),
-        fs_type: String::new(),
-        target: drive.target.clone(),
-        read_only: !drive.writable,
-    });
-    Mounts { root: RootMount { serial: ROOT.to_owned(), fs_type: String::new() }, drives: drives.collect() }
 }
 
 /// What the guest executes; `terminal` is the size of ours if the command gets one, `term` its kind.

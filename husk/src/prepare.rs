@@ -16,7 +16,7 @@ use crate::signals::Signals;
 use crate::tap::{self, TapError};
 use crate::vsock::{Listener, VsockError};
 use husk_protocol::control::Fault;
-use husk_protocol::exec::Network;
+use husk_protocol::exec::{Mounts, Network};
 use husk_protocol::network::Mac;
 use husk_protocol::spec::{FileRef, HugePages, RawNetwork, RawSpec};
 use rustix::fs::OFlags;
@@ -96,9 +96,17 @@ pub(crate) struct Prepared {
     pub(crate) listener: Option<Listener>,
     /// Path of the vsock socket.
     pub(crate) vsock: Option<PathBuf>,
-    /// What the guest does with its network card.
-    pub(crate) network: Option<Network>,
+    pub(crate) told: Told,
     pub(crate) names: FileNames,
+}
+
+/// What the guest is told of its devices.
+#[derive(Debug)]
+pub(crate) struct Told {
+    /// What it mounts.
+    pub(crate) mounts: Mounts,
+    /// What it does with its network card.
+    pub(crate) network: Option<Network>,
 }
 
 /// How preparing may go about it.
@@ -134,9 +142,14 @@ pub(crate) fn prepare(options: &Options, manner: Manner<'_>) -> Result<Prepared,
 
     let (kernel, own_kernel) = open_kernel(options, &base, &assets)?;
     let (initrd, initrd_size) = open_initrd(options, &base, &assets)?;
-    plan::check_memory(plan::least_memory_mib(options, &spec), kernel.check_kernel()?, initrd_size)?;
+    let (pmem, pmem_size) = open_images(options, &base, &mut files)?;
+    let memory = plan::least_memory_mib(options, &spec);
+    plan::check_memory(memory, kernel.check_kernel()?, initrd_size, pmem_size)?;
     let (kernel, initrd) = (files.add(kernel.file), files.add(initrd));
-    let root = files.add(open_root(options, &base, manner)?);
+    let root = match plan::root_image(options, &base) {
+        Some(_) => None,
+        None => Some(files.add(open_root(options, &base, manner)?)),
+    };
     let drives = open_drives(options, &base, &mut files)?;
 
     let taps = open_taps(&spec, &mut files)?;
@@ -163,11 +176,22 @@ pub(crate) fn prepare(options: &Options, manner: Manner<'_>) -> Result<Prepared,
         }
         false => (None, None),
     };
-    let places =
-        Places { kernel, own_kernel, initrd, root, drives, taps, exec, listener: listening, console: output };
+    let told = Told { mounts: plan::mounts(options, &spec), network };
+    let places = Places {
+        kernel,
+        own_kernel,
+        initrd,
+        root,
+        drives,
+        taps,
+        pmem,
+        exec,
+        listener: listening,
+        console: output,
+    };
     let spec = plan::with_files(spec, options, &places);
     let names = FileNames::of(options, &base);
-    Ok(Prepared { spec, files: files.0, jailer, runtime, channel, console, listener, vsock, network, names })
+    Ok(Prepared { spec, files: files.0, jailer, runtime, channel, console, listener, vsock, told, names })
 }
 
 fn check_host(spec: &RawSpec) -> Result<(), HostError> {
@@ -251,6 +275,30 @@ fn open_drives(options: &Options, base: &RawSpec, files: &mut Files) -> Result<V
         places.push(place);
     }
     Ok(places)
+}
+
+/// The images in memory, and their bytes together: the configuration's, of which the guest mounts the root alone, then
+/// those that it is told to mount.
+fn open_images(
+    options: &Options,
+    base: &RawSpec,
+    files: &mut Files,
+) -> Result<(Vec<u32>, u64), PrepareError> {
+    let configured = plan::images(options, base)
+        .map(|image| (path_of(&image.path_on_host).unwrap_or(Path::new("")), image.root_device));
+    let asked = options.pmem.iter().map(|image| (image.file.as_path(), true));
+    let (mut places, mut bytes) = (Vec::new(), 0_u64);
+    for (path, mounted) in configured.chain(asked) {
+        let image = Image::open("pmem", path, Access::File)?;
+        if mounted {
+            image.check_file_system()?;
+        }
+        // Who writes to the file would write to the guest's memory.
+        image.lock(false)?;
+        bytes = bytes.saturating_add(image.size);
+        places.push(files.add(image.file));
+    }
+    Ok((places, bytes))
 }
 
 fn open_drive(path: &Path, writable: bool, files: &mut Files) -> Result<(u32, Image), PrepareError> {

@@ -10,7 +10,7 @@ use crate::options::{DriveOption, NetworkOption, Options};
 use crate::outcome::{Evidence, Outcome, judge};
 use crate::pack::PackError;
 use crate::plan;
-use crate::prepare::{Manner, PrepareError, Prepared, prepare};
+use crate::prepare::{Manner, PrepareError, Prepared, Told, prepare};
 use crate::pump::{Cell, Limits, Pump};
 use crate::report::{Report, Resources};
 use crate::session::{SESSION, Session, SessionError, Stdio};
@@ -20,7 +20,7 @@ use crate::state::{Record, Registration, State, StateError, check_id, random, ra
 use crate::terminal::{self, RawTerminal, TerminalError};
 use crate::timeline::{Timeline, now_ns, realtime_ns};
 use husk_protocol::control::{Fault, Stage, ToCell};
-use husk_protocol::exec::{Frame, Hello, Identity, Network, VERSION, WindowSize};
+use husk_protocol::exec::{Frame, Hello, Identity, VERSION, WindowSize};
 use std::ffi::OsString;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -226,7 +226,7 @@ impl<'a> Sandbox<'a> {
         drop(files);
         drop(prepared.files);
         let mut session = Session::new(prepared.channel, streams.stdio, prepared.console.is_some())?;
-        self.say_everything(&mut session, &place.registration.id, streams.size, prepared.network)?;
+        self.say_everything(&mut session, &place.registration.id, streams.size, prepared.told)?;
         let terminal = match (streams.size, streams.stdio.stdin) {
             (Some(_), Some(stdin)) => Some(RawTerminal::new(stdin)?),
             _ => None,
@@ -260,15 +260,15 @@ impl<'a> Sandbox<'a> {
         session: &mut Session<'_>,
         id: &str,
         terminal: Option<WindowSize>,
-        network: Option<Network>,
+        told: Told,
     ) -> Result<(), SandboxError> {
         let mut entropy = [0; 32];
         random(&mut entropy).map_err(StateError::Random)?;
         let identity = Identity { hostname: id.to_owned(), realtime_ns: realtime_ns(), entropy };
         let term = std::env::var("TERM").ok();
         session.say(&Frame::Hello(Hello { version: VERSION, features: 0 }))?;
-        session.say(&Frame::Mounts(plan::mounts(&self.options)))?;
-        if let Some(network) = network {
+        session.say(&Frame::Mounts(told.mounts))?;
+        if let Some(network) = told.network {
             session.say(&Frame::Network(network))?;
         }
         session.say(&Frame::Identity(identity))?;

@@ -17,6 +17,7 @@ mod jail;
 mod limits;
 mod net;
 mod placement;
+mod pmem;
 mod state;
 mod stdio;
 mod terminal;

@@ -60,6 +60,30 @@ pub fn ext4(path: &str, mib: u64) {
     assert!(output.status.success(), "mkfs.ext4 {path}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// An ext4 image of so many MiB, with blocks as large as pages, that holds what is in `content`.
+///
+/// # Panics
+/// mkfs.ext4 fails.
+pub fn ext4_of(content: &Path, path: &str, mib: u64) {
+    let size = format!("{mib}m");
+    let mut command = Command::new("/sbin/mkfs.ext4");
+    command.args(["-q", "-b", "4096", "-d"]).arg(content).args([path, &size]);
+    made("mkfs.ext4", path, command.output());
+}
+
+/// An erofs image that holds what is in `content`.
+///
+/// # Panics
+/// mkfs.erofs fails.
+pub fn erofs_of(content: &Path, path: &str) {
+    made("mkfs.erofs", path, Command::new("mkfs.erofs").args(["--quiet", path]).arg(content).output());
+}
+
+fn made(program: &str, path: &str, output: std::io::Result<std::process::Output>) {
+    let output = output.unwrap_or_else(|e| panic!("{program}: {e}"));
+    assert!(output.status.success(), "{program} {path}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
 /// Asserts that the image's file system is clean, without mending it.
 ///
 /// # Panics

@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test's way to fail")]
 
 use husk_protocol::exec::{
-    Decoder, Exec, Exit, Frame, GuestReport, Hello, Identity, Mounts, RootMount, Stream, User, VERSION,
+    Decoder, Disk, Exec, Exit, Frame, GuestReport, Hello, Identity, Mounts, RootMount, Stream, User, VERSION,
 };
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -36,7 +36,7 @@ impl Guest {
     pub(crate) fn start() -> Self {
         let mut guest = Self::start_silent();
         guest.say(&Frame::Hello(Hello { version: VERSION, features: 0 }));
-        let root = RootMount { serial: "root".into(), fs_type: String::new() };
+        let root = RootMount { disk: Disk::Drive("root".into()), fs_type: String::new() };
         guest.say(&Frame::Mounts(Mounts { root, drives: Vec::new() }));
         guest.say(&Frame::Identity(Identity { hostname: "t".into(), realtime_ns: 1, entropy: [0; 32] }));
         assert!(matches!(guest.hear(), Some(Frame::GuestHello(hello)) if hello.init_ticks > 0));

@@ -3,7 +3,7 @@
 //! Owns the option names, their help and their conversion to [`Options`]. Refuses values that mean nothing by
 //! themselves; what needs a look at the machine is refused later, by `plan`.
 
-use crate::options::{BOOT_TIMEOUT, DriveOption, NetworkOption, Options};
+use crate::options::{BOOT_TIMEOUT, DriveOption, NetworkOption, Options, PmemOption};
 use crate::units;
 use argh::FromArgs;
 use husk_protocol::network::{AllowRule, GuestAddress};
@@ -117,6 +117,9 @@ pub(crate) struct Run {
     /// attach an erofs or ext4 image and mount it, FILE:GUESTDIR[:rw]; read-only without :rw; may be repeated
     #[argh(option, arg_name = "drive")]
     drive: Vec<DriveOption>,
+    /// put an erofs or ext4 image into the guest's memory and mount it, FILE:GUESTDIR; read-only; may be repeated
+    #[argh(option, arg_name = "image")]
+    pmem: Vec<PmemOption>,
     /// a machine in Firecracker's JSON; the other options change it
     #[argh(option, arg_name = "file")]
     config: Option<PathBuf>,
@@ -297,6 +300,7 @@ impl Run {
             terminal: self.tty,
             console: self.console,
             drives: self.drive,
+            pmem: self.pmem,
             config: self.config,
             network,
             vsock: self.vsock,

@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 
 /// Long options that take a value. A test holds this against argh's own opinion.
-const VALUED: [&str; 24] = [
+const VALUED: [&str; 25] = [
     "--rootfs",
     "--kernel",
     "--initrd",
@@ -21,6 +21,7 @@ const VALUED: [&str; 24] = [
     "--hugepages",
     "--pin",
     "--drive",
+    "--pmem",
     "--config",
     "--vsock",
     "--net",

@@ -93,9 +93,14 @@ pub(crate) fn least_memory_mib(options: &Options, spec: &RawSpec) -> u64 {
     spec.machine_config.mem_size_mib.saturating_sub(balloon.map_or(0, |balloon| balloon.amount_mib))
 }
 
-/// Whether kernel and initrd fit; `kernel_end` and `initrd` in bytes.
-pub(crate) fn check_memory(memory_mib: u64, kernel_end: u64, initrd: u64) -> Result<(), PlanError> {
-    let bytes = kernel_end.saturating_add(initrd.saturating_mul(2));
+/// Whether kernel and initrd fit, and the 64 bytes that Linux keeps for each page of an image; all but memory in bytes.
+pub(crate) fn check_memory(
+    memory_mib: u64,
+    kernel_end: u64,
+    initrd: u64,
+    images: u64,
+) -> Result<(), PlanError> {
+    let bytes = kernel_end.saturating_add(initrd.saturating_mul(2)).saturating_add(images / 64);
     let needs = bytes.div_ceil(1 << 20).saturating_add(WORKING_MEMORY_MIB);
     if needs <= memory_mib { Ok(()) } else { Err(PlanError::Memory { memory: memory_mib, needs }) }
 }

@@ -3,7 +3,7 @@
 //! Pure. Refuses nothing. Invariant: an error that quotes a drive's id, or that a kernel of the operator's choice may have
 //! caused, names the file; nothing else of an outcome changes. The guest is not told any name of a file of the host.
 
-use super::{ROOT, drive_id};
+use super::{ROOT, drive_id, images};
 use crate::options::Options;
 use crate::outcome::Outcome;
 use husk_protocol::control::Fault;
@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 pub(crate) struct FileNames {
     /// The kernel, if one was named.
     kernel: Option<PathBuf>,
-    /// By drive id.
+    /// By drive id, or what the guest calls an image: "pmem", and its number.
     drives: Vec<(String, PathBuf)>,
 }
 
@@ -32,9 +32,13 @@ impl FileNames {
         let data = data.filter_map(|drive| Some((drive.drive_id.clone(), path(&drive.path_on_host)?)));
         let mounted =
             options.drives.iter().enumerate().map(|(index, drive)| (drive_id(index), drive.file.clone()));
+        let pmem = images(options, base).map(|image| path(&image.path_on_host));
+        let pmem = pmem.chain(options.pmem.iter().map(|image| Some(image.file.clone())));
+        let pmem = pmem.enumerate().filter_map(|(number, path)| Some((format!("pmem {number}"), path?)));
+        let root = root.map(|root| (ROOT.to_owned(), root)).into_iter();
         Self {
             kernel: options.kernel.clone().or_else(|| path(&base.boot_source.kernel_image_path)),
-            drives: root.map(|root| (ROOT.to_owned(), root)).into_iter().chain(data).chain(mounted).collect(),
+            drives: root.chain(data).chain(mounted).chain(pmem).collect(),
         }
     }
 
@@ -78,7 +82,8 @@ mod tests {
     #[test]
     fn a_quoted_drive_is_named_by_its_file() {
         let drives = vec![drive("/a.img"), drive("/b\n.img")];
-        let options = Options { rootfs: Some("/r.img".into()), drives, ..Options::default() };
+        let pmem = vec![crate::options::PmemOption { file: "/p.img".into(), target: "/p".into() }];
+        let options = Options { rootfs: Some("/r.img".into()), drives, pmem, ..Options::default() };
         let mut base = RawSpec::default();
         base.drives.push(RawDrive {
             drive_id: "data".into(),
@@ -95,6 +100,7 @@ mod tests {
         assert_eq!(told(r#"disk "husk-drive0": no"#), r#"disk "husk-drive0": no; husk-drive0 is /a.img"#);
         assert_eq!(told(r#"disk "husk-drive1": no"#), r#"disk "husk-drive1": no; husk-drive1 is /b?.img"#);
         assert_eq!(told(r#"drive "data": no"#), r#"drive "data": no; data is /data.img"#);
+        assert_eq!(told(r#"image "pmem 0": no"#), r#"image "pmem 0": no; pmem 0 is /p.img"#);
         assert_eq!(told("data: no"), "data: no");
         let mut fine = Outcome::of_signal(15);
         names.explain(&mut fine, true);

@@ -1,5 +1,6 @@
 use super::*;
 use crate::options::{DriveOption, NetworkOption};
+use husk_protocol::exec::Disk;
 use husk_protocol::spec::{RawNetwork, RawRateLimiter, RawTokenBucket};
 
 fn options() -> Options {
@@ -149,10 +150,14 @@ fn memory_that_grows_is_in_a_balloon_before() {
 }
 
 #[test]
-fn memory_must_hold_kernel_and_initrd() {
-    check_memory(32, 20 << 20, 1 << 20).unwrap();
-    assert_eq!(check_memory(16, 20 << 20, 1 << 20), Err(PlanError::Memory { memory: 16, needs: 26 }));
-    check_memory(1 << 30, u64::MAX, u64::MAX).unwrap_err();
+fn memory_must_hold_kernel_initrd_and_the_books_of_images() {
+    check_memory(32, 20 << 20, 1 << 20, 0).unwrap();
+    assert_eq!(check_memory(16, 20 << 20, 1 << 20, 0), Err(PlanError::Memory { memory: 16, needs: 26 }));
+    assert_eq!(
+        check_memory(32, 20 << 20, 1 << 20, 1 << 30),
+        Err(PlanError::Memory { memory: 32, needs: 42 })
+    );
+    check_memory(1 << 30, u64::MAX, u64::MAX, u64::MAX).unwrap_err();
 }
 
 /// The configuration's card, then that of the options.
@@ -198,7 +203,8 @@ fn files_take_their_places_and_the_guest_finds_them_by_serial() {
         kernel: 1,
         own_kernel: true,
         initrd: 2,
-        root: 3,
+        root: Some(3),
+        pmem: Vec::new(),
         drives: vec![4, 5],
         taps: vec![(8, 1500, [2; 6]), (9, 1400, [6; 6])],
         exec: 6,
@@ -226,9 +232,12 @@ fn files_take_their_places_and_the_guest_finds_them_by_serial() {
     let named = with_files(machine(&over, &base).unwrap(), &over, &Places { own_kernel: false, ..places });
     assert_eq!(named.boot_source.boot_protocol, BootProtocol::Auto, "another kernel may have one only");
     assert_eq!(named.console.unwrap().device, ConsoleDevice::Serial, "and no driver for the other");
-    let mounts = mounts(&over);
-    assert_eq!(mounts.root.serial, "husk-root");
-    assert_eq!((mounts.drives[0].serial.as_str(), mounts.drives[0].read_only), ("husk-drive0", false));
+    let mounts = mounts(&over, &base);
+    assert_eq!(mounts.root.disk, Disk::Drive("husk-root".into()));
+    assert_eq!(
+        (&mounts.drives[0].disk, mounts.drives[0].read_only),
+        (&Disk::Drive("husk-drive0".into()), false)
+    );
 }
 
 #[test]
@@ -244,7 +253,8 @@ fn limits_stay_with_the_drives_of_the_configuration() {
             kernel: 1,
             own_kernel: true,
             initrd: 2,
-            root: 3,
+            root: Some(3),
+            pmem: vec![],
             drives: vec![4, 5, 6],
             taps: Vec::new(),
             exec: 7,

@@ -88,15 +88,24 @@ pub struct GuestHello {
 pub struct Mounts {
     /// The root.
     pub root: RootMount,
-    /// Further drives, mounted in this order after the root.
+    /// Further drives and images, mounted in this order after the root.
     pub drives: Vec<DriveMount>,
+}
+
+/// What holds a file system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Disk {
+    /// The disk with this serial (the drive's id).
+    Drive(String),
+    /// The image in memory with this number, counted from 0 in the machine's order; mounted with DAX, and never for writing.
+    Pmem(u32),
 }
 
 /// The root: a read-only image under a writable overlay in memory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RootMount {
-    /// Serial of the disk that holds it (the drive's id).
-    pub serial: String,
+    /// What holds it.
+    pub disk: Disk,
     /// File system; empty: found out (erofs, ext4).
     pub fs_type: String,
 }
@@ -104,8 +113,8 @@ pub struct RootMount {
 /// A drive and its place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DriveMount {
-    /// Serial of the disk (the drive's id).
-    pub serial: String,
+    /// What holds it.
+    pub disk: Disk,
     /// File system; empty: found out (erofs, ext4).
     pub fs_type: String,
     /// Absolute directory in the guest; made if missing.

@@ -18,7 +18,7 @@ mod frame;
 pub(crate) use decoder::tests::examples as decoder_examples;
 pub use decoder::{DecodeError, Decoder};
 pub use frame::{
-    DriveMount, EncodeError, Exec, ExecFailure, ExecFailureKind, Exit, Frame, GuestHello, GuestReport,
+    Disk, DriveMount, EncodeError, Exec, ExecFailure, ExecFailureKind, Exit, Frame, GuestHello, GuestReport,
     HEADER_BYTES, Hello, Identity, Mounts, Network, RootMount, Stream, User, WindowSize,
 };
 

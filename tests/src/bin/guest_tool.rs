@@ -1,8 +1,8 @@
-//! What tests need inside a guest and busybox cannot do: vsock, and breaking PID 1.
+//! What tests need inside a guest and busybox cannot do: vsock, writing a mapped file without a copy, and breaking PID 1.
 //!
 //! Started as `husk-jailer` it is a jailer that never ends.
 
-#![expect(unsafe_code, reason = "vsock sockets are made by hand")]
+#![expect(unsafe_code, reason = "vsock sockets are made by hand, and a mapped file is no slice")]
 
 use std::io::{Read, Write};
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -19,9 +19,11 @@ fn main() -> ExitCode {
         ["vsock-echo", port, connections] => echo(number(port), number(connections)),
         ["vsock-send", port, text] => send(number(port), text),
         ["http-get", address] => http_get(address),
+        ["direct-write", from, to] => direct_write(from, to),
         ["kill-init"] => kill_init(),
         _ => Err(std::io::Error::other(
-            "usage: vsock-echo PORT CONNECTIONS | vsock-send PORT TEXT | http-get ADDRESS:PORT | kill-init",
+            "usage: vsock-echo PORT CONNECTIONS | vsock-send PORT TEXT | http-get ADDRESS:PORT | direct-write FROM TO | \
+             kill-init",
         )),
     };
     match done {
@@ -48,6 +50,27 @@ fn http_get(address: &str) -> std::io::Result<()> {
     stream.read_to_end(&mut answer)?;
     let header = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap_or(answer.len());
     println!("{}", answer.len().saturating_sub(header + 4));
+    Ok(())
+}
+
+/// Writes the file `from` to the start of the disk `to`, from its own pages: it is mapped, and the write goes round the
+/// page cache. Prints the number of bytes.
+fn direct_write(from: &str, to: &str) -> std::io::Result<()> {
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::OpenOptionsExt;
+    let from = std::fs::File::open(from)?;
+    let length = usize::try_from(from.metadata()?.len()).map_err(std::io::Error::other)?;
+    let to = std::fs::OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(to)?;
+    let (prot, flags) = (rustix::mm::ProtFlags::READ, rustix::mm::MapFlags::SHARED);
+    // SAFETY: a new mapping at an address that the kernel chooses replaces nothing.
+    let bytes = unsafe { rustix::mm::mmap(std::ptr::null_mut(), length, prot, flags, &from, 0) }?;
+    // SAFETY: the kernel reads `length` bytes from a mapping of as many, which is never unmapped.
+    let written = unsafe { libc::write(to.as_raw_fd(), bytes, length) };
+    if written < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    to.sync_all()?;
+    println!("{written}");
     Ok(())
 }
 

@@ -6,9 +6,9 @@ pub(crate) fn examples() -> Vec<Frame> {
         Frame::Hello(Hello { version: VERSION, features: 0 }),
         Frame::GuestHello(GuestHello { version: VERSION, features: 5, init_ticks: u64::MAX }),
         Frame::Mounts(Mounts {
-            root: RootMount { serial: "root".into(), fs_type: "erofs".into() },
+            root: RootMount { disk: Disk::Pmem(0), fs_type: "erofs".into() },
             drives: vec![DriveMount {
-                serial: "data".into(),
+                disk: Disk::Drive("data".into()),
                 fs_type: String::new(),
                 target: "/data".into(),
                 read_only: false,
