@@ -55,6 +55,10 @@ pub(crate) fn read(path: &Path) -> Result<RawSpec, ConfigError> {
 
 /// The machine, or the key and what is wrong there.
 fn parse(text: &[u8]) -> Result<RawSpec, (String, String)> {
+    // serde would take a list for an object whose keys may all be absent.
+    if text.trim_ascii_start().first() == Some(&b'[') {
+        return Err(("top level".to_owned(), "a list; an object, {…}, is needed".to_owned()));
+    }
     let mut deserializer = serde_json::Deserializer::from_slice(text);
     let spec: RawSpec = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let key = match error.path().to_string() {

@@ -19,6 +19,22 @@ pub(super) fn drive(id: &str, root: bool) -> RawDrive {
     }
 }
 
+/// Kernel, initrd, root and exec channel, and nothing else.
+fn places() -> Places {
+    Places {
+        kernel: 1,
+        own_kernel: true,
+        initrd: 2,
+        root: Some(3),
+        pmem: Vec::new(),
+        drives: Vec::new(),
+        taps: Vec::new(),
+        exec: 6,
+        listener: None,
+        console: None,
+    }
+}
+
 #[test]
 fn options_stand_over_the_configuration() {
     let mut base = RawSpec::default();
@@ -200,16 +216,11 @@ fn files_take_their_places_and_the_guest_finds_them_by_serial() {
     };
     let spec = machine(&over, &base).unwrap();
     let places = Places {
-        kernel: 1,
-        own_kernel: true,
-        initrd: 2,
-        root: Some(3),
-        pmem: Vec::new(),
         drives: vec![4, 5],
         taps: vec![(8, 1500, [2; 6]), (9, 1400, [6; 6])],
-        exec: 6,
         listener: Some(7),
         console: Some(10),
+        ..places()
     };
     let spec = with_files(spec, &over, &places);
     let console = spec.console.as_ref().map(|console| (&console.output, console.device));
@@ -249,18 +260,7 @@ fn limits_stay_with_the_drives_of_the_configuration() {
     let drives = vec![drive("a", false), limited(drive("r", true), 1), limited(drive("b", false), 2)];
     let base = RawSpec { drives, ..RawSpec::default() };
     let sizes = |over: &Options| {
-        let places = Places {
-            kernel: 1,
-            own_kernel: true,
-            initrd: 2,
-            root: Some(3),
-            pmem: vec![],
-            drives: vec![4, 5, 6],
-            taps: Vec::new(),
-            exec: 7,
-            listener: None,
-            console: None,
-        };
+        let places = Places { drives: vec![4, 5, 6], exec: 7, ..places() };
         let spec = with_files(machine(over, &base).unwrap(), over, &places);
         let size = |drive: &RawDrive| Some(drive.rate_limiter?.ops?.size);
         spec.drives.iter().map(size).collect::<Vec<_>>()
