@@ -29,7 +29,7 @@ install: ## install what `make build` made: PREFIX=/usr/local, DESTDIR=
 	@[ -x target/dist/husk ] || tools/build
 	install -d '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(PREFIX)/lib/husk'
 	install -m 755 target/dist/husk '$(DESTDIR)$(PREFIX)/bin/husk'
-	install -m 755 target/dist/husk-jailer target/dist/husk-runtime target/dist/husk-init '$(DESTDIR)$(PREFIX)/lib/husk'
+	install -m 755 target/dist/husk-jailer target/dist/husk-runtime target/dist/husk-fs target/dist/husk-init '$(DESTDIR)$(PREFIX)/lib/husk'
 	install -m 644 target/dist/vmlinux '$(DESTDIR)$(PREFIX)/lib/husk/vmlinux'
 
 check: ## formatting, lints, dependency rules

@@ -1,4 +1,5 @@
-//! The seccomp filters of the runtime's threads: one table a role, one reason a rule, compiled at build time.
+//! The seccomp filters of the runtime's threads and of volumes' servers: one table a role, one reason a rule, compiled at
+//! build time.
 //!
 //! Owns what each thread may ask of the kernel. The default is `SECCOMP_RET_TRAP`: a call that no rule allows is not
 //! made, and the runtime's SIGSYS handler reports role and call before it ends the process. A call through another
@@ -40,6 +41,8 @@ pub fn table(role: Role) -> &'static [Rule] {
         Role::Vcpu => TABLE_VCPU,
         Role::Device => TABLE_DEVICE,
         Role::Block => TABLE_BLOCK,
+        Role::Volume => TABLE_VOLUME,
+        Role::VolumeWritable => TABLE_VOLUME_WRITABLE,
     }
 }
 
@@ -52,6 +55,8 @@ pub fn program(role: Role) -> &'static [sock_filter] {
         Role::Vcpu => PROGRAM_VCPU,
         Role::Device => PROGRAM_DEVICE,
         Role::Block => PROGRAM_BLOCK,
+        Role::Volume => PROGRAM_VOLUME,
+        Role::VolumeWritable => PROGRAM_VOLUME_WRITABLE,
     }
 }
 

@@ -16,11 +16,26 @@ pub enum Role {
     Device,
     /// A thread that runs one drive's worker, and waits for the host's disk.
     Block,
+    /// The process that serves a read-only directory; not the runtime's, and with no other filter below it.
+    Volume,
+    /// The process that serves a directory that the guest may change.
+    VolumeWritable,
 }
 
 impl Role {
     /// All of them, in the order of the generated tables.
-    pub const ALL: [Self; 5] = [Self::Build, Self::Control, Self::Vcpu, Self::Device, Self::Block];
+    pub const ALL: [Self; 7] = [
+        Self::Build,
+        Self::Control,
+        Self::Vcpu,
+        Self::Device,
+        Self::Block,
+        Self::Volume,
+        Self::VolumeWritable,
+    ];
+
+    /// Those of the runtime's threads, which stack on [`Role::Build`].
+    pub const RUNTIME: [Self; 5] = [Self::Build, Self::Control, Self::Vcpu, Self::Device, Self::Block];
 
     /// The name that reports use.
     #[must_use]
@@ -31,6 +46,8 @@ impl Role {
             Self::Vcpu => "vcpu",
             Self::Device => "device",
             Self::Block => "block",
+            Self::Volume => "volume",
+            Self::VolumeWritable => "volume_writable",
         }
     }
 }

@@ -85,7 +85,7 @@ fn the_x32_entry_is_denied() {
 
 #[test]
 fn building_allows_all_that_later_roles_allow() {
-    for role in Role::ALL {
+    for role in Role::RUNTIME {
         for rule in table(role) {
             assert_eq!(run(program(Role::Build), &matching(rule)), Verdict::Allow, "{role:?} {rule:?}");
         }
@@ -99,6 +99,32 @@ fn running_roles_cannot_widen_themselves() {
         for name in forbidden {
             assert!(table(role).iter().all(|rule| rule.call != name), "{role:?} allows {name}");
         }
+    }
+}
+
+#[test]
+fn a_volumes_server_cannot_leave_and_a_read_only_ones_cannot_change() {
+    let leaving = [
+        "rt_sigaction",
+        "clone",
+        "seccomp",
+        "prctl",
+        "socket",
+        "execve",
+        "ptrace",
+        "chroot",
+        "mount",
+        "capset",
+    ];
+    let changes = ["pwritev", "unlinkat", "mkdirat", "renameat2", "ftruncate", "fchownat", "setresuid"];
+    for name in leaving {
+        for role in [Role::Volume, Role::VolumeWritable] {
+            assert!(table(role).iter().all(|rule| rule.call != name), "{role:?} allows {name}");
+        }
+    }
+    for name in changes {
+        assert!(table(Role::Volume).iter().all(|rule| rule.call != name), "{name}");
+        assert!(table(Role::VolumeWritable).iter().any(|rule| rule.call == name), "{name}");
     }
 }
 

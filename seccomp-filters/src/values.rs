@@ -55,6 +55,8 @@ pub(crate) const F_SETFD: u32 = 2;
 pub(crate) const FD_CLOEXEC: u32 = 1;
 /// `F_GETFL`.
 pub(crate) const F_GETFL: u32 = 3;
+/// `F_SETFL`.
+pub(crate) const F_SETFL: u32 = 4;
 /// `F_DUPFD_CLOEXEC`.
 pub(crate) const F_DUPFD_CLOEXEC: u32 = 1030;
 /// `FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE`.

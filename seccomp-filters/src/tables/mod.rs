@@ -1,8 +1,8 @@
 //! The tables: which groups of rules make up a role.
 //!
 //! Read by the build script, which keeps the rules of the target and drops doubles. Filters stack (a thread obeys its
-//! role's and the building one's), so [`Role::Build`] is made of all the others and what only building needs: that it
-//! allows whatever they allow holds by construction.
+//! role's and the building one's), so [`Role::Build`] is made of all the runtime's others and what only building needs: that
+//! it allows whatever they allow holds by construction. A volume's server is a process of its own.
 
 mod block;
 mod building;
@@ -11,6 +11,7 @@ mod device;
 mod every;
 mod form;
 mod vcpu;
+mod volume;
 
 use crate::rule::{Role, Rule};
 
@@ -21,6 +22,8 @@ pub(crate) const fn groups(role: Role) -> &'static [&'static [Rule]] {
         Role::Device => &[device::RULES, every::RULES],
         Role::Block => &[block::RULES, every::RULES],
         Role::Control => &[control::RULES, every::RULES],
+        Role::Volume => &[volume::RULES, every::RULES],
+        Role::VolumeWritable => &[volume::RULES, volume::CHANGES, every::RULES],
         Role::Build => {
             &[vcpu::RULES, device::RULES, block::RULES, control::RULES, every::RULES, building::RULES]
         }

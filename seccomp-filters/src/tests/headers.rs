@@ -27,7 +27,12 @@ const OF_THE_C_LIBRARY: &[(&str, libc::c_long)] = same_numbers! {
     sched_yield => SYS_sched_yield, seccomp => SYS_seccomp, sendmsg => SYS_sendmsg, sendto => SYS_sendto,
     shutdown => SYS_shutdown, sigaltstack => SYS_sigaltstack, statx => SYS_statx, tgkill => SYS_tgkill,
     timerfd_create => SYS_timerfd_create, timerfd_settime => SYS_timerfd_settime, tkill => SYS_tkill,
-    write => SYS_write, writev => SYS_writev,
+    write => SYS_write, writev => SYS_writev, dup => SYS_dup, fchmod => SYS_fchmod, fchmodat => SYS_fchmodat,
+    fchownat => SYS_fchownat, fstatfs => SYS_fstatfs, ftruncate => SYS_ftruncate, getdents64 => SYS_getdents64,
+    linkat => SYS_linkat, mkdirat => SYS_mkdirat, mknodat => SYS_mknodat, openat => SYS_openat,
+    readlinkat => SYS_readlinkat, renameat2 => SYS_renameat2, setresgid => SYS_setresgid,
+    setresuid => SYS_setresuid, symlinkat => SYS_symlinkat, umask => SYS_umask, unlinkat => SYS_unlinkat,
+    utimensat => SYS_utimensat,
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -164,6 +169,7 @@ fn flags_are_the_c_librarys() {
     assert_eq!(SECCOMP_SET_MODE_FILTER, libc::SECCOMP_SET_MODE_FILTER);
     assert_eq!(F_GETFD, word(libc::F_GETFD));
     assert_eq!(F_GETFL, word(libc::F_GETFL));
+    assert_eq!(F_SETFL, word(libc::F_SETFL));
     assert_eq!(F_DUPFD_CLOEXEC, word(libc::F_DUPFD_CLOEXEC));
     assert_eq!(FALLOC_PUNCH_HOLE, word(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE));
     assert_eq!(FALLOC_ZERO_RANGE, word(libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE));
