@@ -2,18 +2,20 @@
 //!
 //! Raw: the types say what keys exist, not that their values make sense; the runtime's `MachineSpec` does. Unknown and
 //! duplicate keys are refused by name. A file is a path, or `{"fd": N}`: the N-th descriptor of the message that
-//! brought the spec. Sources: Firecracker's `--config-file`; Husk's own keys are `placement`, `exec`, `console`, a drive's
-//! `queues`, and `mtu`, `allow`, `guest_ip` and `tap` of a network card.
+//! brought the spec. Sources: Firecracker's `--config-file`; Husk's own keys are `placement`, `exec`, `console`, `volumes`, a
+//! drive's `queues`, and `mtu`, `allow`, `guest_ip` and `tap` of a network card.
 
 mod balloon;
 mod limiter;
 mod network;
 mod pmem;
+mod volume;
 
 pub use balloon::RawBalloon;
 pub use limiter::{MAX_REFILL_MS, RawRateLimiter, RawTokenBucket};
 pub use network::RawNetwork;
 pub use pmem::RawPmem;
+pub use volume::RawVolume;
 
 use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -47,6 +49,9 @@ pub struct RawSpec {
     /// Images that the guest sees as memory, in its order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pmem: Vec<RawPmem>,
+    /// Husk: directories of the host, in the order in which the guest sees them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<RawVolume>,
     /// Husk: where vCPUs and memory are put.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placement: Option<RawPlacement>,

@@ -13,6 +13,7 @@ use crate::devices::virtio::block::{Block, BlockError};
 use crate::devices::virtio::console::VirtioConsole;
 use crate::devices::virtio::entropy::Entropy;
 use crate::devices::virtio::event_loop::{EventLoop, LoopHandle};
+use crate::devices::virtio::fs::Fs;
 use crate::devices::virtio::gate::Limit;
 use crate::devices::virtio::limiter::{RateLimiter, TokenBucket};
 use crate::devices::virtio::mmio::{MmioTransport, NOTIFY_OFFSET};
@@ -25,6 +26,7 @@ use crate::memory::{self, DeviceMemory, GuestMemory, Image, MemoryError};
 use crate::resources::DeviceFiles;
 use crate::spec::{
     BalloonSpec, BucketSpec, DeviceSpec, DriveSpec, LimiterSpec, MachineSpec, NetworkSpec, PmemSpec,
+    VolumeSpec,
 };
 use crate::vcpu::{self, Buses, Exits, Vcpu, VcpuHandle};
 use husk_seccomp::Role;
@@ -162,6 +164,7 @@ impl Machine {
         let mut vsock = None;
         let (mut drives, mut taps) = (files.drives.into_iter(), files.taps.into_iter());
         let mut images = images.iter();
+        let mut volumes = files.volumes.into_iter();
         let mut streams = Some((files.exec, files.vsock_listener, ask));
         for device in spec.device_specs() {
             let name = device.name();
@@ -186,16 +189,14 @@ impl Machine {
                 DeviceSpec::Console => Box::new(printer(&console).map_err(descriptor(&name))?),
                 DeviceSpec::Balloon(it) => Box::new(balloon(it, &tell).map_err(descriptor(&name))?),
                 DeviceSpec::Pmem(_) => Box::new(Pmem::new(next_of(&mut images, &name)?)),
+                DeviceSpec::Volume(it) => Box::new(volume(it, volumes.next(), &name)?),
             };
             virtio.add(device, &name, workers)?;
         }
         let Virtio { mmio, slots, loops, .. } = virtio;
         let buses = Buses { ports, mmio: Arc::new(mmio) };
         let exits = Arc::new(Exits::new().map_err(descriptor("vCPUs"))?);
-        let (vcpus, handles) = (0..)
-            .zip(vcpus)
-            .map(|(index, fd)| Vcpu::new(fd, index, buses.clone(), Arc::clone(&exits)))
-            .unzip();
+        let (vcpus, handles) = make_vcpus(vcpus, &buses, &exits);
         Ok(Self {
             spec,
             memory,
@@ -334,6 +335,15 @@ fn map_images(spec: &MachineSpec, files: &[(File, u64)]) -> Result<Vec<Image>, M
         Ok(image)
     };
     spec.pmem().iter().zip(files).map(map).collect()
+}
+
+fn make_vcpus(fds: Vec<VcpuFd>, buses: &Buses, exits: &Arc<Exits>) -> (Vec<Vcpu>, Vec<VcpuHandle>) {
+    (0..).zip(fds).map(|(index, fd)| Vcpu::new(fd, index, buses.clone(), Arc::clone(exits))).unzip()
+}
+
+fn volume(it: &VolumeSpec, socket: Option<OwnedFd>, name: &str) -> Result<Fs, MachineError> {
+    let socket = socket.ok_or_else(|| MachineError::NoSlot { device: name.into() })?;
+    Fs::new(it.tag(), socket).map_err(descriptor(name))
 }
 
 fn balloon(it: &BalloonSpec, tell: &Tell) -> io::Result<Balloon> {

@@ -126,6 +126,8 @@ pub struct DeviceFiles {
     pub taps: Vec<OwnedFd>,
     /// The file of each image in memory and its bytes, in the spec's order: regular, not empty, open for reading alone.
     pub images: Vec<(File, u64)>,
+    /// The connected unix stream socket of each volume's server, in the spec's order.
+    pub volumes: Vec<OwnedFd>,
     /// The listening unix stream socket of the vsock device.
     pub vsock_listener: Option<OwnedFd>,
     /// The connected unix stream socket of the exec channel.
@@ -160,12 +162,18 @@ impl Resources {
             let role = format!("pmem[{}].path_on_host ({:?})", images.len(), image.id());
             images.push(pool.mapped(&role, image.file())?);
         }
+        let mut volumes = Vec::with_capacity(spec.volumes().len());
+        for volume in spec.volumes() {
+            let role = format!("volumes[{}].socket ({:?})", volumes.len(), volume.tag());
+            volumes.push(pool.socket(&role, volume.socket(), false)?);
+        }
         let listener = spec.vsock().and_then(|vsock| vsock.listener());
         let vsock_listener = listener.map(|file| pool.socket("vsock.uds_path", file, true)).transpose()?;
         let exec = spec.exec().map(|exec| pool.socket("exec.channel", exec.channel(), false)).transpose()?;
         let console = spec.console().map(|file| pool.take("console.output", file)).transpose()?;
         let boot = BootFiles { kernel, initrd };
-        Ok(Self { kvm, boot, devices: DeviceFiles { drives, taps, images, vsock_listener, exec, console } })
+        let devices = DeviceFiles { drives, taps, images, volumes, vsock_listener, exec, console };
+        Ok(Self { kvm, boot, devices })
     }
 }
 

@@ -107,6 +107,11 @@ fn sockets_must_be_of_the_right_kind() {
     );
     let (ours, _theirs) = std::os::unix::net::UnixDatagram::pair().unwrap();
     assert!(refused(json, vec![null(), memfd(1), ours.into()]).contains("a socket of another kind"));
+    let volume = r#"{"boot-source": {"kernel_image_path": {"fd": 1}}, "volumes": [{"tag": "a", "socket": {"fd": 2}}]}"#;
+    let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let resources = Resources::assign(&spec(volume), vec![null(), memfd(1), ours.into()]).unwrap();
+    assert_eq!(resources.devices.volumes.len(), 1);
+    assert!(refused(volume, vec![null(), memfd(1), memfd(1)]).contains("volumes[0].socket (\"a\")"));
     let json = r#"{"boot-source": {"kernel_image_path": {"fd": 1}}, "vsock": {"guest_cid": 3, "uds_path": {"fd": 2}}}"#;
     let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
     assert!(refused(json, vec![null(), memfd(1), ours.into()]).contains("a listening unix stream socket"));

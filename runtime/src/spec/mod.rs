@@ -9,6 +9,7 @@ mod limits;
 mod network;
 mod parts;
 mod pmem;
+mod volume;
 
 pub use error::SpecError;
 pub use limits::{BucketSpec, LimiterSpec};
@@ -17,6 +18,7 @@ pub use parts::{
     BalloonSpec, BootSpec, DriveSpec, EntropySpec, ExecSpec, MemorySpec, PlacementSpec, VsockSpec,
 };
 pub use pmem::PmemSpec;
+pub use volume::{MAX_VOLUMES, VolumeSpec};
 
 use husk_protocol::spec::{ConsoleDevice, FileRef, RawConsole, RawDrive, RawSpec};
 use std::collections::HashSet;
@@ -49,6 +51,8 @@ pub enum DeviceSpec<'a> {
     Balloon(&'a BalloonSpec),
     /// An image in memory.
     Pmem(&'a PmemSpec),
+    /// A directory of the host.
+    Volume(&'a VolumeSpec),
     /// The virtio console.
     Console,
 }
@@ -64,6 +68,7 @@ impl DeviceSpec<'_> {
             Self::Entropy(_) => "entropy".to_owned(),
             Self::Balloon(_) => "balloon".to_owned(),
             Self::Pmem(image) => format!("pmem {:?}", image.id()),
+            Self::Volume(volume) => format!("volume {:?}", volume.tag()),
             Self::Console => "console".to_owned(),
         }
     }
@@ -81,6 +86,7 @@ pub struct MachineSpec {
     entropy: Option<EntropySpec>,
     balloon: Option<BalloonSpec>,
     pmem: Vec<PmemSpec>,
+    volumes: Vec<VolumeSpec>,
     placement: PlacementSpec,
     exec: Option<ExecSpec>,
     console: Option<RawConsole>,
@@ -123,6 +129,12 @@ impl MachineSpec {
         &self.pmem
     }
 
+    /// Directories of the host in the guest's order, with tags of their own.
+    #[must_use]
+    pub fn volumes(&self) -> &[VolumeSpec] {
+        &self.volumes
+    }
+
     /// The vsock device; there if asked for, or if [`MachineSpec::exec`] is.
     #[must_use]
     pub fn vsock(&self) -> Option<&VsockSpec> {
@@ -153,7 +165,7 @@ impl MachineSpec {
         self.console.as_ref().map(|console| console.device)
     }
 
-    /// Its virtio devices in the guest's order: drives, network cards, vsock, entropy, balloon, images, console.
+    /// Its virtio devices in the guest's order: drives, network cards, vsock, entropy, balloon, images, volumes, console.
     pub fn device_specs(&self) -> impl Iterator<Item = DeviceSpec<'_>> {
         let drives = self.drives.iter().map(DeviceSpec::Drive);
         let networks = self.networks.iter().map(DeviceSpec::Network);
@@ -161,8 +173,10 @@ impl MachineSpec {
         let entropy = self.entropy.iter().map(DeviceSpec::Entropy);
         let balloon = self.balloon.iter().map(DeviceSpec::Balloon);
         let images = self.pmem.iter().map(DeviceSpec::Pmem);
+        let volumes = self.volumes.iter().map(DeviceSpec::Volume);
         let console = (self.console_device() == Some(ConsoleDevice::Virtio)).then_some(DeviceSpec::Console);
-        drives.chain(networks).chain(vsock).chain(entropy).chain(balloon).chain(images).chain(console)
+        let last = images.chain(volumes).chain(console);
+        drives.chain(networks).chain(vsock).chain(entropy).chain(balloon).chain(last)
     }
 }
 
@@ -191,6 +205,7 @@ impl TryFrom<RawSpec> for MachineSpec {
             vsock: VsockSpec::new(raw.vsock, exec.is_some())?,
             entropy: raw.entropy.map(EntropySpec::new).transpose()?,
             balloon: raw.balloon.map(|balloon| BalloonSpec::new(&balloon, memory)).transpose()?,
+            volumes: volume::all(raw.volumes)?,
             placement,
             exec,
             console: raw.console,

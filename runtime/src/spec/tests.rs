@@ -2,7 +2,7 @@ use super::*;
 use crate::memory::Backing;
 use husk_protocol::spec::{
     ConsoleDevice, HugePages, RawBalloon, RawEntropy, RawExec, RawPlacement, RawPmem, RawRateLimiter,
-    RawTokenBucket, RawVsock,
+    RawTokenBucket, RawVolume, RawVsock,
 };
 
 fn raw() -> RawSpec {
@@ -303,4 +303,25 @@ fn images_have_ids_of_their_own_and_the_machine_one_root() {
     assert!(error.starts_with("pmem[0].root_device: "), "{error}");
     let error = refused(|raw| raw.pmem = (0..20).map(|n| image(&format!("i{n}"), false)).collect());
     assert!(error.contains("20 devices") && error.contains("pmem \"i19\" is one too many"), "{error}");
+}
+
+#[test]
+fn volumes_are_few_and_told_apart_by_their_tags() {
+    let volumes = |tags: &[&str]| {
+        let socket = FileRef::Fd(3);
+        let volumes = tags.iter().map(|tag| RawVolume { tag: (*tag).into(), socket: socket.clone() });
+        let volumes: Vec<_> = volumes.collect();
+        move |raw: &mut RawSpec| raw.volumes = volumes
+    };
+    for bad in ["", "a b", "a/b", "\u{e9}", &"x".repeat(37)] {
+        let error = refused(volumes(&["ok", bad]));
+        assert!(error.starts_with("volumes[1].tag: "), "{error}");
+    }
+    assert!(refused(volumes(&["a", "b", "a"])).starts_with("volumes[2].tag: \"a\" is there already"));
+    let error = refused(volumes(&["a", "b", "c", "d", "e", "f", "g", "h", "i"]));
+    assert_eq!(error, "volumes: 9 is not allowed; allowed is 0 to 8 volumes");
+    let longest = "x".repeat(36);
+    let spec = accepted(volumes(&["a", &longest]));
+    let Some(DeviceSpec::Volume(it)) = spec.device_specs().last() else { panic!("{spec:?}") };
+    assert_eq!((it.tag(), it.socket()), (longest.as_str(), &FileRef::Fd(3)));
 }

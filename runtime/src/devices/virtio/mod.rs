@@ -10,6 +10,7 @@ pub mod block;
 pub mod console;
 pub mod entropy;
 pub mod event_loop;
+pub mod fs;
 pub mod gate;
 pub mod guest_io;
 pub mod limiter;
@@ -61,6 +62,8 @@ pub enum DeviceKind {
     Vsock = virtio_ids::VIRTIO_ID_VSOCK,
     /// Persistent memory (5.19).
     Pmem = virtio_ids::VIRTIO_ID_PMEM,
+    /// A file system (5.11).
+    Fs = virtio_ids::VIRTIO_ID_FS,
 }
 
 impl DeviceKind {

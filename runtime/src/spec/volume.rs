@@ -1,0 +1,54 @@
+//! Volumes as they are asked for.
+//!
+//! Invariant: as for the other parts: private fields, one constructor, which is where the rules are.
+
+use super::SpecError;
+use crate::devices::virtio::fs::TAG_BYTES;
+use husk_protocol::spec::{FileRef, RawVolume};
+use std::collections::HashSet;
+
+/// Most volumes; each is a process on the host.
+pub const MAX_VOLUMES: usize = 8;
+
+/// One directory of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeSpec {
+    tag: String,
+    socket: FileRef,
+}
+
+/// All of them; each tag once.
+pub(super) fn all(raw: Vec<RawVolume>) -> Result<Vec<VolumeSpec>, SpecError> {
+    if raw.len() > MAX_VOLUMES {
+        let (value, allowed) = (raw.len() as u64, format!("0 to {MAX_VOLUMES} volumes"));
+        return Err(SpecError::OutOfRange { key: "volumes".into(), value, allowed });
+    }
+    let mut seen = HashSet::new();
+    let mut volumes = Vec::with_capacity(raw.len());
+    for (index, RawVolume { tag, socket }) in raw.into_iter().enumerate() {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+        let key = format!("volumes[{index}].tag");
+        if tag.is_empty() || tag.len() > TAG_BYTES || !tag.bytes().all(plain) {
+            return Err(SpecError::malformed(key, &tag, "1 to 36 of A-Z, a-z, 0-9, '_', '-' and '.'"));
+        }
+        if !seen.insert(tag.clone()) {
+            return Err(SpecError::Duplicate { key, value: tag });
+        }
+        volumes.push(VolumeSpec { tag, socket });
+    }
+    Ok(volumes)
+}
+
+impl VolumeSpec {
+    /// By what the guest mounts it: 1 to 36 bytes of letters, digits, `_`, `-` and `.`; distinct in a machine.
+    #[must_use]
+    pub fn tag(&self) -> &str {
+        &self.tag
+    }
+
+    /// The connected stream to its server.
+    #[must_use]
+    pub fn socket(&self) -> &FileRef {
+        &self.socket
+    }
+}
