@@ -29,6 +29,8 @@ fn main() {
         "root": std::fs::read_dir("/").map(Iterator::count).unwrap_or(99),
         "above": std::fs::read_dir("..").map(Iterator::count).unwrap_or(99),
         "directory": std::env::current_dir().ok(),
+        "volume": std::fs::read("/volume/file").ok().map(|bytes| bytes.len()),
+        "volume_write": std::fs::write("/volume/new", "x").map_err(|error| error.raw_os_error()).err(),
         "write": std::fs::write("/x", "x").map_err(|error| error.raw_os_error()).err(),
         "make": std::fs::create_dir("/x").map_err(|error| error.raw_os_error()).err(),
         "mount": format!("{:?}", rustix::fs::statvfs("/").map(|status| status.f_flag)),

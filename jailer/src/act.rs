@@ -3,7 +3,7 @@
 //! Owns all descriptors on the way. A step that fails before the clone takes back the directories that were made; after
 //! it they are the caller's to remove, as the crate's documentation says. Nothing is retried.
 
-use crate::args::Args;
+use crate::args::{Args, VolumeArgs};
 use crate::cell;
 use crate::cgroup::{self, CgroupError};
 use crate::executable::{self, ExecutableError};
@@ -39,6 +39,9 @@ pub enum CellError {
     /// The control socket.
     #[error("--control-fd {0}: {1}")]
     Control(i32, &'static str),
+    /// The volume.
+    #[error("--{0} {1}: {2}")]
+    Volume(&'static str, i32, Errno),
     /// A file of the host.
     #[error("{}: {errno}", path.display())]
     Open {
@@ -98,7 +101,7 @@ impl CellError {
             Self::Program(error) => error.fault(),
             Self::Cgroup(error) => error.fault(),
             Self::Jail(error) => error.fault(),
-            Self::Control(..) | Self::Limit { .. } => Fault::Operator,
+            Self::Control(..) | Self::Volume(..) | Self::Limit { .. } => Fault::Operator,
             Self::Open { errno: Errno::NOENT, .. } => Fault::Operator,
             _ => Fault::Host,
         }
@@ -123,6 +126,8 @@ pub(crate) struct Site {
     netns: Option<OwnedFd>,
     cgroups: cgroup::Made,
     jail: Option<Jail>,
+    /// The socket that a volume is served on.
+    volume: Option<OwnedFd>,
     /// Where standard error was, once the cell's own is the null device.
     complaints: Option<OwnedFd>,
     /// From the clone on, on both sides: what was made is the caller's to remove.
@@ -193,6 +198,14 @@ impl Site {
         fchdir(&jail.root).map_err(named("enter the jail's directory"))
     }
 
+    fn enter_volume(&mut self, volume: VolumeArgs) -> Result<(), CellError> {
+        let taken = |flag, number| move |errno| CellError::Volume(flag, number, errno);
+        let adopt = |flag, number| sys::adopt(number).map_err(taken(flag, number));
+        let directory = adopt("volume-fd", volume.directory)?;
+        self.volume = Some(adopt("volume-socket-fd", volume.socket)?);
+        fchdir(directory).map_err(taken("volume-fd", volume.directory))
+    }
+
     /// In the parent: the child's id. In the child: nothing.
     fn clone_runtime(&mut self, net: bool, detached: bool) -> Result<Option<i32>, CellError> {
         let namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
@@ -225,9 +238,9 @@ impl Site {
         self.netns = None;
         self.cgroups = cgroup::Made::default();
         let null = self.null.take().ok_or(CellError::Step { step: "descriptors", errno: Errno::BADF })?;
-        let kept =
-            cell::keep(null, self.control.take(), self.program.take()).map_err(named("descriptors"))?;
-        self.control = kept.control;
+        let handed = [self.control.take(), self.volume.take()];
+        let kept = cell::keep(null, handed, self.program.take()).map_err(named("descriptors"))?;
+        [self.control, self.volume] = kept.handed;
         self.program = kept.program;
         self.complaints = Some(kept.complaints);
         Ok(())
@@ -259,6 +272,8 @@ impl Step {
             Self::OpenNull => site.null = Some(open_host(Path::new("/dev/null"), OFlags::RDWR)?),
             Self::OpenNetns(path) => site.netns = Some(open_host(path, OFlags::RDONLY)?),
             Self::MakeCgroups(order) => site.cgroups = cgroup::make(order)?,
+            Self::FindCgroups(order) => site.cgroups = cgroup::find(order)?,
+            Self::EnterVolume(volume) => site.enter_volume(*volume)?,
             Self::MakeJail { base, program, id } => site.make_jail(base, program, id)?,
             Self::Clone { net, detached } => return site.clone_runtime(*net, *detached),
             Self::EnterCgroups => site.cgroups.enter()?,
@@ -281,6 +296,7 @@ impl Step {
             Self::Hostname(name) => ("host name", rustix::system::sethostname(name.as_bytes())),
             Self::PrivateMounts => ("private mounts", cell::keep_mounts_private()),
             Self::EmptyRoot => ("empty root", cell::empty_root()),
+            Self::VolumeRoot { writable } => ("a volume's root", cell::volume_root(*writable)),
             Self::NewSession => ("new session", setsid().map(drop)),
             Self::ResetSignals => ("signals", sys::reset_signals()),
             Self::Umask => {
@@ -290,6 +306,9 @@ impl Step {
             Self::DropBoundingSet => ("capability bounding set", cell::drop_bounding_set()),
             Self::BecomeUser { uid, gid } => ("user and group", cell::become_user(*uid, *gid)),
             Self::DropCapabilities => ("capabilities", cell::drop_capabilities()),
+            Self::KeepServingCapabilities { writable } => {
+                ("capabilities", cell::keep_serving_capabilities(*writable))
+            }
             Self::NoNewPrivileges => ("no_new_privs", set_no_new_privs(true)),
             Self::Undumpable => ("dumpable", set_dumpable_behavior(DumpableBehavior::NotDumpable)),
             Self::DieWithParent => {

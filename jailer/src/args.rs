@@ -55,6 +55,16 @@ struct Flags {
     /// the sandbox outlives its parent and is not its child
     #[argh(switch)]
     daemonize: bool,
+    /// descriptor of a directory: the program serves it as /volume, beside a running sandbox of this --id, as root with
+    /// the few capabilities that takes
+    #[argh(option)]
+    volume_fd: Option<String>,
+    /// descriptor of the socket that the volume is served on, handed on to the program as 4
+    #[argh(option)]
+    volume_socket_fd: Option<String>,
+    /// the volume may be changed
+    #[argh(switch)]
+    volume_writable: bool,
     /// descriptor of the control socket, handed on to the program as 3
     #[argh(option)]
     control_fd: Option<String>,
@@ -95,8 +105,21 @@ pub struct Args {
     pub daemonize: bool,
     /// Descriptor of the control socket.
     pub control_fd: Option<i32>,
+    /// The volume that the program serves.
+    pub volume: Option<VolumeArgs>,
     /// The program's arguments, the first its name.
     pub argv: Vec<OsString>,
+}
+
+/// A directory that the program serves, instead of being a runtime.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VolumeArgs {
+    /// Descriptor of the directory.
+    pub directory: i32,
+    /// Descriptor of the socket that it is served on.
+    pub socket: i32,
+    /// Whether it may be changed.
+    pub writable: bool,
 }
 
 /// A command line that cannot be carried out.
@@ -117,6 +140,9 @@ pub enum ArgsError {
     /// Too much.
     #[error("{0} arguments; at most {MAX_ARGUMENTS} are taken")]
     TooMany(usize),
+    /// Two flags that exclude each other.
+    #[error("--{0} cannot be given with --volume-fd")]
+    NotForVolumes(&'static str),
     /// A bad name.
     #[error("--id {0:?}: 1 to {MAX_ID} letters, digits and hyphens are allowed")]
     Id(String),
@@ -180,6 +206,9 @@ pub(crate) fn control_fd(words: &[OsString]) -> Option<i32> {
     ours.get(place + 1)?.parse().ok().filter(|number| *number > 2)
 }
 
+/// Flags without a value.
+const SWITCHES: [&str; 5] = ["--new-pid-ns", "--daemonize", "--volume-writable", "--version", "--help"];
+
 /// `--flag=value` as two words; argh knows only those.
 fn split_values(words: &[OsString]) -> Result<Vec<String>, ArgsError> {
     let mut split = Vec::with_capacity(words.len() + 4);
@@ -194,7 +223,7 @@ fn split_values(words: &[OsString]) -> Result<Vec<String>, ArgsError> {
             }
             None => {
                 split.push(word.to_owned());
-                is_value = long && !["--new-pid-ns", "--daemonize", "--version", "--help"].contains(&word);
+                is_value = long && !SWITCHES.contains(&word);
             }
         }
     }
@@ -202,6 +231,7 @@ fn split_values(words: &[OsString]) -> Result<Vec<String>, ArgsError> {
 }
 
 fn check(flags: Flags, rest: &[OsString]) -> Result<Args, ArgsError> {
+    let volume = volume(&flags)?;
     let id = flags.id.ok_or(ArgsError::Missing("id"))?;
     if id.is_empty()
         || id.len() > MAX_ID
@@ -222,17 +252,16 @@ fn check(flags: Flags, rest: &[OsString]) -> Result<Args, ArgsError> {
         let allowed = "an absolute path without .. is expected";
         return Err(ArgsError::Path { flag: "chroot-base-dir", value: flags.chroot_base_dir, allowed });
     }
-    let control_fd =
-        flags.control_fd.map(|text| number("control-fd", text, 3, "a descriptor from 3 to 65535", 65_535));
-    let control_fd = control_fd.transpose()?.and_then(|number| i32::try_from(number).ok());
+    let control_fd = flags.control_fd.map(|text| descriptor("control-fd", text)).transpose()?;
     let mut argv = vec![OsString::from(&program)];
     if control_fd.is_some() && rest.iter().all(|word| word != "--control-fd") {
         argv.extend(["--control-fd".into(), "3".into()]);
     }
     argv.extend_from_slice(rest);
     Ok(Args {
-        uid: user("uid", flags.uid)?,
-        gid: user("gid", flags.gid)?,
+        // Who serves files of many owners is root; what it may is another step's to say.
+        uid: if volume.is_some() { 0 } else { user("uid", flags.uid)? },
+        gid: if volume.is_some() { 0 } else { user("gid", flags.gid)? },
         netns: flags.netns,
         cgroup_version: version(flags.cgroup_version)?,
         settings: crate::cgroup::settings(&flags.cgroup, flags.cpus)?,
@@ -244,8 +273,36 @@ fn check(flags: Flags, rest: &[OsString]) -> Result<Args, ArgsError> {
         exec_file,
         program,
         control_fd,
+        volume,
         argv,
     })
+}
+
+fn volume(flags: &Flags) -> Result<Option<VolumeArgs>, ArgsError> {
+    let Some(directory) = flags.volume_fd.clone() else {
+        let misplaced = flags.volume_socket_fd.is_some() || flags.volume_writable;
+        return if misplaced { Err(ArgsError::Missing("volume-fd")) } else { Ok(None) };
+    };
+    let excluded = [
+        ("uid", flags.uid.is_some()),
+        ("gid", flags.gid.is_some()),
+        ("netns", flags.netns.is_some()),
+        ("daemonize", flags.daemonize),
+    ];
+    if let Some((flag, _)) = excluded.into_iter().find(|(_, given)| *given) {
+        return Err(ArgsError::NotForVolumes(flag));
+    }
+    let socket = flags.volume_socket_fd.clone().ok_or(ArgsError::Missing("volume-socket-fd"))?;
+    Ok(Some(VolumeArgs {
+        directory: descriptor("volume-fd", directory)?,
+        socket: descriptor("volume-socket-fd", socket)?,
+        writable: flags.volume_writable,
+    }))
+}
+
+fn descriptor(flag: &'static str, text: String) -> Result<i32, ArgsError> {
+    // 65535 fits.
+    Ok(number(flag, text, 3, "a descriptor from 3 to 65535", 65_535)?.cast_signed())
 }
 
 fn has_dots(path: &std::path::Path) -> bool {

@@ -4,12 +4,12 @@
 
 use crate::sys;
 use rustix::fd::{AsFd, OwnedFd, RawFd};
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode, mkdirat};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags,
-    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_change, move_mount,
-    unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
+    UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_change,
+    move_mount, open_tree, unmount,
 };
 use rustix::process::{chdir, fchdir, pivot_root};
 use rustix::thread::{
@@ -18,12 +18,8 @@ use rustix::thread::{
     set_thread_res_uid,
 };
 
-/// Where the control socket is in the cell.
+/// Where the control socket is in the cell; behind it, if there is a volume, the socket that it is served on.
 pub const CONTROL: RawFd = 3;
-/// Where the program is until it is executed.
-const PROGRAM: RawFd = 4;
-/// Where standard error is until the program is executed.
-const COMPLAINTS: RawFd = 5;
 /// Above all of them.
 const OUT_OF_THE_WAY: RawFd = 10;
 
@@ -48,6 +44,45 @@ pub(crate) fn empty_root() -> Result<(), Errno> {
     let root = fsmount(filesystem.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
     move_mount(root.as_fd(), "", CWD, ".", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
     fchdir(root.as_fd())?;
+    leave_old_root()
+}
+
+/// Where a volume's server finds the directory, relative to its root.
+const VOLUME: &str = "volume";
+
+/// Swaps the root for a read-only one that holds the working directory, as [`VOLUME`], and a /proc of the process's own.
+/// Other file systems that are mounted below the directory are not in it.
+pub(crate) fn volume_root(writable: bool) -> Result<(), Errno> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let volume = open_tree(CWD, ".", flags)?;
+    let strict = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let read_only = strict | MountAttrFlags::MOUNT_ATTR_RDONLY;
+    sys::set_mount_attributes(volume.as_fd(), if writable { strict } else { read_only })?;
+
+    let filesystem = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (key, value) in [("size", "4096"), ("nr_inodes", "4"), ("mode", "0555")] {
+        fsconfig_set_string(filesystem.as_fd(), key, value)?;
+    }
+    fsconfig_create(filesystem.as_fd())?;
+    let root = fsmount(filesystem.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, strict)?;
+    move_mount(root.as_fd(), "", CWD, ".", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    let proc = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(proc.as_fd(), "subset", "pid")?;
+    fsconfig_create(proc.as_fd())?;
+    let proc = fsmount(proc.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, read_only)?;
+    for (mount, name) in [(volume, VOLUME), (proc, "proc")] {
+        mkdirat(&root, name, Mode::from_raw_mode(0o555))?;
+        move_mount(mount.as_fd(), "", root.as_fd(), name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    }
+    sys::set_mount_attributes(root.as_fd(), read_only)?;
+    fchdir(root.as_fd())?;
+    leave_old_root()
+}
+
+/// From the working directory, a mount of its own, which becomes the root.
+fn leave_old_root() -> Result<(), Errno> {
     // The old root comes to lie on top of the new one, and is taken off: pivot_root(2), "pivot_root(".", ".")".
     pivot_root(".", ".")?;
     unmount(".", UnmountFlags::DETACH)?;
@@ -57,31 +92,39 @@ pub(crate) fn empty_root() -> Result<(), Errno> {
 /// What is open after [`keep`].
 #[derive(Debug)]
 pub(crate) struct Kept {
-    /// The control socket, descriptor 3, the only one that survives the execution besides 0 to 2.
-    pub(crate) control: Option<OwnedFd>,
+    /// The control socket and a volume's, from descriptor 3 on: all that survives the execution besides 0 to 2.
+    pub(crate) handed: [Option<OwnedFd>; 2],
     /// The program; closed when it is executed.
     pub(crate) program: Option<OwnedFd>,
     /// What was standard error, in case the program cannot be executed; closed when it is.
     pub(crate) complaints: OwnedFd,
 }
 
-/// Rearranges descriptors: 0 to 2 on the null device, the control socket at 3, program and old standard error behind
-/// it; everything else is closed. The caller has closed what it owned besides.
-pub(crate) fn keep(null: OwnedFd, control: Option<OwnedFd>, program: Option<OwnedFd>) -> Result<Kept, Errno> {
+/// Rearranges descriptors: 0 to 2 on the null device, the control socket at 3, a volume's at 4, program and old standard
+/// error behind them; everything else is closed. The caller has closed what it owned besides.
+pub(crate) fn keep(
+    null: OwnedFd,
+    [control, volume]: [Option<OwnedFd>; 2],
+    program: Option<OwnedFd>,
+) -> Result<Kept, Errno> {
     let complaints = fcntl_dupfd_cloexec(std::io::stderr(), OUT_OF_THE_WAY)?;
     let null = away(null)?;
     let control = control.map(away).transpose()?;
+    let volume = volume.map(away).transpose()?;
     let program = program.map(away).transpose()?;
     for standard in 0..CONTROL {
         sys::copy(null.as_fd(), standard)?;
     }
     drop(null);
+    let behind = if volume.is_some() { CONTROL + 2 } else { CONTROL + 1 };
+    let control = control.map(|fd| sys::place(fd, CONTROL, false)).transpose()?;
+    let volume = volume.map(|fd| sys::place(fd, CONTROL + 1, false)).transpose()?;
     let kept = Kept {
-        control: control.map(|fd| sys::place(fd, CONTROL, false)).transpose()?,
-        program: program.map(|fd| sys::place(fd, PROGRAM, true)).transpose()?,
-        complaints: sys::place(complaints, COMPLAINTS, true)?,
+        handed: [control, volume],
+        program: program.map(|fd| sys::place(fd, behind, true)).transpose()?,
+        complaints: sys::place(complaints, behind + 1, true)?,
     };
-    sys::close_from(COMPLAINTS + 1)?;
+    sys::close_from(behind + 2)?;
     Ok(kept)
 }
 
@@ -92,9 +135,18 @@ fn away(fd: OwnedFd) -> Result<OwnedFd, Errno> {
 
 /// No program executed from here on, whoever owns it, gets a capability. Asks the kernel how many there are.
 pub(crate) fn drop_bounding_set() -> Result<(), Errno> {
+    bound(CapabilitySet::empty())
+}
+
+/// No program executed from here on gets a capability beside `kept`.
+fn bound(kept: CapabilitySet) -> Result<(), Errno> {
     clear_ambient_capability_set()?;
     for number in 0..u64::BITS {
-        match remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << number)) {
+        let capability = CapabilitySet::from_bits_retain(1 << number);
+        if kept.contains(capability) {
+            continue;
+        }
+        match remove_capability_from_bounding_set(capability) {
             Ok(()) => {}
             // The first number that the kernel does not know.
             Err(Errno::INVAL) if number > 0 => break,
@@ -110,6 +162,23 @@ pub(crate) fn become_user(uid: u32, gid: u32) -> Result<(), Errno> {
     set_thread_groups(&[])?;
     set_thread_res_gid(gid, gid, gid)?;
     set_thread_res_uid(uid, uid, uid)
+}
+
+/// Keeps what a volume's server needs: it reads files of several owners and changes its root once; where the volume is
+/// writable it also makes files in the name of the guest's users, and changes owner and mode. Root gets at its execution what
+/// both the bounding and the permitted set hold (capabilities(7)).
+pub(crate) fn keep_serving_capabilities(writable: bool) -> Result<(), Errno> {
+    let mut kept = CapabilitySet::DAC_READ_SEARCH | CapabilitySet::SYS_CHROOT;
+    if writable {
+        kept |= CapabilitySet::DAC_OVERRIDE
+            | CapabilitySet::FOWNER
+            | CapabilitySet::CHOWN
+            | CapabilitySet::SETUID
+            | CapabilitySet::SETGID;
+    }
+    bound(kept)?;
+    let inheritable = CapabilitySet::empty();
+    set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable })
 }
 
 /// The change of user cleared the effective and permitted sets; this clears the inheritable one as well.

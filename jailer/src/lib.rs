@@ -8,6 +8,10 @@
 //! own cgroups, limits and session; an empty environment; dead when its parent is. The runtime adds landlock and its
 //! threads' filters.
 //!
+//! A volume's cell (`--volume-fd`) differs: its root holds the volume and a /proc; the socket that the volume is served on is
+//! at 4; its user is root, with the capabilities for serving files and for one chroot, which its program gives up; and its
+//! cgroups are the sandbox's own, which must be there. It leaves nothing behind.
+//!
 //! # Who is whose parent
 //! The cell is cloned with `CLONE_PARENT`: its parent is the jailer's parent, which reaps it and with which it dies. (The
 //! parent-death signal comes with the end of the *thread* that started the jailer.) With `--daemonize` it is an orphan.

@@ -3,7 +3,7 @@
 //! Invariant: whatever needs a privilege stands before the step that gives it up, and what is given up is never taken
 //! back. [`Step::Clone`] divides the plan: before it the jailer, after it the process that becomes the runtime.
 
-use crate::args::Args;
+use crate::args::{Args, VolumeArgs};
 use crate::cgroup::Order;
 use crate::limits::Limit;
 use std::ffi::OsString;
@@ -20,6 +20,10 @@ pub enum Step {
     OpenNetns(PathBuf),
     /// Make the sandbox's cgroups and write its limits.
     MakeCgroups(Order),
+    /// Find the cgroups of the sandbox that a volume belongs to.
+    FindCgroups(Order),
+    /// Enter the directory that is to be a volume, and take over the socket that it is served on.
+    EnterVolume(VolumeArgs),
     /// Make the jail's directory and enter it.
     MakeJail {
         /// Where jails are made.
@@ -46,13 +50,18 @@ pub enum Step {
     JoinNetns,
     /// Swap the root for an empty one.
     EmptyRoot,
+    /// Swap the root for one with nothing in it but the directory that was entered, and a /proc.
+    VolumeRoot {
+        /// Whether the directory may be changed through it.
+        writable: bool,
+    },
     /// Leave the caller's session and terminal.
     NewSession,
     /// Forget the caller's signal mask and dispositions.
     ResetSignals,
     /// Make what is made readable by nobody else.
     Umask,
-    /// Close everything but the null device, the control socket and the program.
+    /// Close everything but the null device, the control socket, a volume's socket and the program.
     KeepDescriptors,
     /// Limit the process.
     Limit(Limit),
@@ -67,6 +76,11 @@ pub enum Step {
     },
     /// Empty the other capability sets.
     DropCapabilities,
+    /// Keep what serving files takes, and nothing else, in all sets.
+    KeepServingCapabilities {
+        /// Whether files are changed.
+        writable: bool,
+    },
     /// No execution gives privileges.
     NoNewPrivileges,
     /// Nobody of the same user may look inside.
@@ -98,16 +112,55 @@ impl Plan {
     }
 }
 
+impl Plan {
+    /// The cell of a volume's server: in the sandbox's cgroups, with the directory and nothing else of the host's.
+    fn for_volume(args: &Args, volume: VolumeArgs) -> Self {
+        let writable = volume.writable;
+        let mut steps = vec![
+            Step::OpenProgram(args.exec_file.clone()),
+            Step::OpenNull,
+            Step::FindCgroups(order(args)),
+            Step::EnterVolume(volume),
+            Step::Clone { net: true, detached: false },
+            Step::EnterCgroups,
+            Step::Hostname(args.id.clone()),
+            Step::PrivateMounts,
+            Step::VolumeRoot { writable },
+            Step::NewSession,
+            Step::ResetSignals,
+            Step::Umask,
+            Step::KeepDescriptors,
+        ];
+        steps.extend(args.limits.iter().copied().map(Step::Limit));
+        steps.extend([
+            Step::BecomeUser { uid: args.uid, gid: args.gid },
+            Step::KeepServingCapabilities { writable },
+            Step::NoNewPrivileges,
+            Step::Undumpable,
+            Step::DieWithParent,
+            Step::Execute(args.argv.clone()),
+        ]);
+        Self { steps }
+    }
+}
+
+fn order(args: &Args) -> Order {
+    Order {
+        version: args.cgroup_version,
+        parent: args.parent_cgroup.clone(),
+        id: args.id.clone(),
+        settings: args.settings.clone(),
+    }
+}
+
 impl From<&Args> for Plan {
     fn from(args: &Args) -> Self {
+        if let Some(volume) = args.volume {
+            return Self::for_volume(args, volume);
+        }
         let mut steps = vec![Step::OpenProgram(args.exec_file.clone()), Step::OpenNull];
         steps.extend(args.netns.clone().map(Step::OpenNetns));
-        steps.push(Step::MakeCgroups(Order {
-            version: args.cgroup_version,
-            parent: args.parent_cgroup.clone(),
-            id: args.id.clone(),
-            settings: args.settings.clone(),
-        }));
+        steps.push(Step::MakeCgroups(order(args)));
         let (base, program, id) = (args.chroot_base_dir.clone(), args.program.clone(), args.id.clone());
         steps.push(Step::MakeJail { base, program, id });
         steps.push(Step::Clone { net: args.netns.is_none(), detached: args.daemonize });
@@ -228,6 +281,23 @@ mod tests {
         let plan = plan(&["--daemonize"]);
         assert!(plan.steps().contains(&Step::Clone { net: true, detached: true }));
         assert!(!plan.steps().contains(&Step::DieWithParent));
+    }
+
+    #[test]
+    fn a_volumes_cell_makes_nothing_and_keeps_little() {
+        let words = "--id x --exec-file /opt/fs --volume-fd 5 --volume-socket-fd 6 --volume-writable";
+        let plan = Plan::from(&Args::parse(words.split(' ').map(OsString::from)).unwrap());
+        let made = |step: &Step| matches!(step, Step::MakeCgroups(_) | Step::MakeJail { .. });
+        assert!(!plan.steps().iter().any(made));
+        let root = place(&plan, |step| *step == Step::VolumeRoot { writable: true });
+        let cloned = place(&plan, |step| matches!(step, Step::Clone { net: true, detached: false }));
+        let entered = place(&plan, |step| matches!(step, Step::EnterVolume(_)));
+        assert!(entered < cloned && cloned < root);
+        let user = place(&plan, |step| matches!(step, Step::BecomeUser { uid: 0, gid: 0 }));
+        let kept = place(&plan, |step| *step == Step::KeepServingCapabilities { writable: true });
+        assert!(root < user && user < kept, "the root and the groups take capabilities that are given up");
+        let strict = [Step::NoNewPrivileges, Step::Undumpable, Step::DieWithParent];
+        assert!(strict.iter().all(|step| place(&plan, |other| other == step) > kept));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The system calls that rustix does not make: clone3, execveat, close_range, signal dispositions.
+//! The system calls that rustix does not make: clone3, execveat, close_range, mount_setattr, signal dispositions.
 //!
 //! Knows no word of the jail. The process has one thread, which is what makes a raw clone sound; see [`clone3`].
 
@@ -6,6 +6,7 @@
 
 use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use rustix::io::Errno;
+use rustix::mount::MountAttrFlags;
 use std::ffi::{CStr, CString};
 
 /// linux/sched.h; the C library's constant overflows its type.
@@ -79,6 +80,34 @@ pub(crate) fn execute(file: BorrowedFd<'_>, argv: &[CString]) -> Errno {
 pub(crate) fn close_from(first: RawFd) -> Result<(), Errno> {
     // SAFETY: descriptors only; those that are still owned by a value are kept below `first` by the caller.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) };
+    if result == 0 { Ok(()) } else { Err(last_error()) }
+}
+
+/// `struct mount_attr` of linux/mount.h.
+#[repr(C)]
+struct MountAttributes {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    user_namespace: u64,
+}
+
+/// Gives the mount that `mount` stands for `attributes`, beside those that it has.
+pub(crate) fn set_mount_attributes(mount: BorrowedFd<'_>, attributes: MountAttrFlags) -> Result<(), Errno> {
+    let wanted =
+        MountAttributes { set: attributes.bits().into(), clear: 0, propagation: 0, user_namespace: 0 };
+    let empty: &CStr = c"";
+    // SAFETY: the path and `wanted`, of the size that is told, outlive the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            empty.as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const wanted,
+            size_of::<MountAttributes>(),
+        )
+    };
     if result == 0 { Ok(()) } else { Err(last_error()) }
 }
 

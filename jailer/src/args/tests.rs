@@ -131,3 +131,26 @@ fn bytes_that_are_no_text_are_named() {
     let words = [OsString::from("--id"), OsString::from_vec(vec![b'a', 0xff])];
     assert!(Args::parse(words).unwrap_err().to_string().contains("UTF-8"));
 }
+
+#[test]
+fn a_volume_has_two_descriptors_and_no_user() {
+    let least = ["--id", "a-1", "--exec-file", "/opt/husk-fs", "--volume-fd", "5", "--volume-socket-fd", "6"];
+    let args = parse(&least).unwrap();
+    let volume = VolumeArgs { directory: 5, socket: 6, writable: false };
+    assert_eq!((args.volume, args.uid, args.gid), (Some(volume), 0, 0));
+    let words = [&least[..], &["--volume-writable", "--", "rw"]].concat();
+    let args = parse(&words).unwrap();
+    assert!(args.volume.is_some_and(|volume| volume.writable));
+    assert_eq!(args.argv, ["husk-fs", "rw"]);
+    for (more, flag) in [(["--uid", "7"], "uid"), (["--gid", "7"], "gid"), (["--netns", "/n"], "netns")] {
+        let error = parse(&[&least[..], &more].concat()).unwrap_err().to_string();
+        assert_eq!(error, format!("--{flag} cannot be given with --volume-fd"));
+    }
+    assert!(parse(&least[..6]).unwrap_err().to_string().contains("--volume-socket-fd is missing"));
+    assert!(with(&["--volume-writable"]).unwrap_err().to_string().contains("--volume-fd is missing"));
+    assert!(with(&["--volume-socket-fd", "6"]).unwrap_err().to_string().contains("--volume-fd is missing"));
+    for bad in ["2", "-1", "x", "65536"] {
+        let words = [&["--volume-fd", bad][..], &least[..4], &least[6..]].concat();
+        assert!(parse(&words).unwrap_err().to_string().contains("a descriptor from 3 to 65535"), "{bad}");
+    }
+}

@@ -32,6 +32,13 @@ pub struct Order {
     pub settings: Vec<Setting>,
 }
 
+impl Order {
+    /// The sandbox's cgroup below a hierarchy's mount.
+    fn below(&self, mount: &Path) -> PathBuf {
+        self.parent.iter().fold(mount.to_owned(), |path, name| path.join(name)).join(&self.id)
+    }
+}
+
 /// Cgroups that are there now.
 #[derive(Debug, Default)]
 pub(crate) struct Made {
@@ -120,6 +127,25 @@ pub(crate) fn make(order: &Order) -> Result<Made, CgroupError> {
             Err(error)
         }
     }
+}
+
+/// Finds what [`make`] has made for the same order; nothing is written, and nothing is [`Made::remove`]'s.
+pub(crate) fn find(order: &Order) -> Result<Made, CgroupError> {
+    let mounts = Mounts::of_this_host(order.version);
+    let mut made = Made::default();
+    let mut legacy: Vec<v1::Hierarchy<'_>> = Vec::new();
+    for setting in order.settings.iter().filter(|setting| !mounts.unified_has(setting.controller())) {
+        if let Some(mount) = mounts.legacy(setting.controller()) {
+            v1::file_under(&mut legacy, mount, setting)?;
+        }
+    }
+    if let Some(mount) = mounts.unified() {
+        made.unified = Some(directory(&order.below(mount))?);
+    }
+    for hierarchy in &legacy {
+        made.procs.push(v1::procs(hierarchy, order)?);
+    }
+    Ok(made)
 }
 
 fn fill(order: &Order, made: &mut Made) -> Result<(), CgroupError> {

@@ -4,7 +4,8 @@
 //! parent before the limits are written.
 
 use super::{CgroupError, Made, Order, Setting, put, share};
-use rustix::fs::{Mode, OFlags, openat, stat};
+use rustix::fd::OwnedFd;
+use rustix::fs::{CWD, Mode, OFlags, openat, stat};
 use rustix::io::Errno;
 use std::path::{Path, PathBuf};
 
@@ -56,11 +57,15 @@ pub(super) fn make(hierarchy: &Hierarchy<'_>, order: &Order, made: &mut Made) ->
             }
         })?;
     }
-    let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let procs = openat(&leaf, "cgroup.procs", flags, Mode::empty());
-    made.procs
-        .push(procs.map_err(|errno| CgroupError::Directory { path: path.join("cgroup.procs"), errno })?);
+    made.procs.push(procs(hierarchy, order)?);
     Ok(())
+}
+
+/// Where a process enters the sandbox's cgroup.
+pub(super) fn procs(hierarchy: &Hierarchy<'_>, order: &Order) -> Result<OwnedFd, CgroupError> {
+    let path = order.below(&hierarchy.mount).join("cgroup.procs");
+    let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    openat(CWD, &path, flags, Mode::empty()).map_err(|errno| CgroupError::Directory { path, errno })
 }
 
 /// Gives an empty cpuset what its parent has.

@@ -8,6 +8,8 @@ mod start;
 use husk_protocol::control::{Fault, FromCell, Stage};
 use serde_json::json;
 use start::{GROUP, PARENT, USER, World, cgroups, finish, hear, holds, reap, start};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::Duration;
 
@@ -50,6 +52,65 @@ fn a_cell_is_what_the_documentation_says() {
     let mount = outcome.seen["mount"].as_str().unwrap();
     assert!(["RDONLY", "NOSUID", "NODEV", "NOEXEC"].iter().all(|flag| mount.contains(flag)), "{mount}");
     assert!(world.remove("a-cell"));
+}
+
+/// Where a child finds it too, above the numbers that [`start`] overwrites.
+fn inherited(fd: impl AsFd) -> OwnedFd {
+    let fd = rustix::io::fcntl_dupfd_cloexec(fd, 1000).unwrap();
+    rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::empty()).unwrap();
+    fd
+}
+
+#[test]
+fn a_volumes_cell_holds_the_volume_and_is_in_the_sandboxs_cgroup() {
+    let Some(world) = World::new("a_volumes_cell_holds_the_volume_and_is_in_the_sandboxs_cgroup") else {
+        return;
+    };
+    let shared = world.base.join("shared");
+    std::fs::create_dir(&shared).unwrap();
+    std::fs::write(shared.join("file"), "seven b").unwrap();
+    let directory = inherited(std::fs::File::open(&shared).unwrap());
+    let socket = inherited(UnixStream::pair().unwrap().0);
+    let (control, child) = start(world.volume_jailer("beside", &directory, &socket));
+    let early = finish(&control, child);
+    assert!(!early.status.success() && early.complaint.contains("No such file"), "{early:?}");
+    assert!(world.run("beside", &[], &[]).status.success());
+    for (flag, write, capabilities) in
+        [(None, json!(libc::EROFS), 0x4_0004), (Some(()), json!(null), 0x4_00cf)]
+    {
+        let mut command = world.volume_jailer("beside", &directory, &socket);
+        command.args(flag.map(|()| "--volume-writable"));
+        let (control, child) = start(command);
+        let outcome = finish(&control, child);
+        assert!(outcome.status.success(), "{outcome:?}");
+        let expected = json!({
+            "environment": 0,
+            "descriptors": [0, 1, 2, 3, 4],
+            "uids": [0, 0, 0],
+            "gids": [0, 0, 0],
+            "groups": 0,
+            "capabilities": capabilities,
+            "no_new_privs": true,
+            "dies_with_parent": 9,
+            "pid": 1,
+            "session_is_own": true,
+            "host": "beside",
+            "core": 0,
+            "root": 2,
+            "above": 2,
+            "directory": "/",
+            "volume": 7,
+            "volume_write": write,
+            "write": libc::EROFS,
+            "make": libc::EROFS,
+            "interfaces": [["lo", false]],
+        });
+        for (key, value) in expected.as_object().unwrap() {
+            assert_eq!(outcome.seen[key], *value, "{key}: {}", outcome.seen);
+        }
+    }
+    assert!(shared.join("new").exists(), "the writable one was the directory itself");
+    assert!(world.remove("beside"));
 }
 
 #[test]

@@ -79,6 +79,16 @@ impl World {
         command
     }
 
+    /// The jailer's command line for a volume of the sandbox `id`; `directory` and `socket` are inherited.
+    pub(crate) fn volume_jailer(&self, id: &str, directory: &OwnedFd, socket: &OwnedFd) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_husk-jailer"));
+        command.args(["--id", id, "--control-fd", "3", "--parent-cgroup", PARENT]).arg("--exec-file");
+        command.arg(witness()).arg("--volume-fd").arg(directory.as_raw_fd().to_string());
+        command.arg("--volume-socket-fd").arg(socket.as_raw_fd().to_string());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+    }
+
     pub(crate) fn jail(&self, id: &str) -> PathBuf {
         self.base.join("witness").join(id)
     }
