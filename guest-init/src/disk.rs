@@ -40,6 +40,12 @@ pub enum DiskError {
         /// Which.
         label: String,
     },
+    /// A volume where a disk is needed.
+    #[error("volume {tag:?} is a directory of the host, and cannot be the root")]
+    NoDisk {
+        /// Which.
+        tag: String,
+    },
     /// An image stays writable.
     #[error("image {label:?} (/dev/{name}): cannot be made read-only: {errno}")]
     Writable {
@@ -92,6 +98,7 @@ pub(crate) fn find(disk: &husk_protocol::exec::Disk) -> Result<Disk, DiskError> 
     match disk {
         husk_protocol::exec::Disk::Drive(serial) => drive(serial),
         husk_protocol::exec::Disk::Pmem(number) => pmem::find(*number),
+        husk_protocol::exec::Disk::Volume(tag) => Err(DiskError::NoDisk { tag: tag.clone() }),
     }
 }
 

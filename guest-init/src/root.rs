@@ -6,10 +6,12 @@ use crate::disk::{self, Disk, DiskError};
 use crate::mounts::{MountsError, mount_in_root};
 use husk_protocol::exec::{self, DriveMount, Mounts, RootMount};
 use rustix::fd::{AsFd, BorrowedFd};
-use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, fstat, openat, statat, unlinkat};
+use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, fstat, major, minor, openat, statat, unlinkat};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_move, unmount};
 
+/// The kernel's name of virtio-fs.
+const VIRTIOFS: &str = "virtiofs";
 const IMAGE: &str = "/image";
 const LAYER: &str = "/layer";
 const ROOT: &str = "/root";
@@ -67,13 +69,22 @@ pub enum RootError {
     Kernel(#[from] MountsError),
 }
 
-/// A drive that must be unmounted before the end.
+/// What a mount point's device is told by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Device {
+    /// A disk: its node, which is free once the disk is mounted nowhere.
+    Node(String),
+    /// A volume: major and minor number, as in mountinfo.
+    Number(String),
+}
+
+/// A drive or volume that must be unmounted before the end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct WritableDrive {
     /// The drive's id.
     pub(crate) serial: String,
-    /// Its device node.
-    pub(crate) device: String,
+    /// Its device.
+    pub(crate) device: Device,
     /// Where it is mounted.
     pub(crate) target: String,
 }
@@ -89,7 +100,10 @@ pub(crate) fn assemble(mounts: &Mounts) -> Result<Vec<WritableDrive>, RootError>
     mount_in_root()?;
     let mut writable = Vec::new();
     for drive in &mounts.drives {
-        let mounted = mount_drive(drive)?;
+        let mounted = match &drive.disk {
+            exec::Disk::Volume(tag) => mount_volume(drive, tag)?,
+            exec::Disk::Drive(_) | exec::Disk::Pmem(_) => mount_drive(drive)?,
+        };
         if !drive.read_only {
             writable.push(mounted);
         }
@@ -105,6 +119,7 @@ fn check_target(drive: &DriveMount) -> Result<(), RootError> {
         let serial = match &drive.disk {
             exec::Disk::Drive(serial) => serial.clone(),
             exec::Disk::Pmem(number) => format!("pmem {number}"),
+            exec::Disk::Volume(tag) => tag.clone(),
         };
         return Err(RootError::Target { serial, target: drive.target.clone() });
     }
@@ -129,16 +144,43 @@ fn mount_root(root: &RootMount) -> Result<(), RootError> {
 fn mount_drive(drive: &DriveMount) -> Result<WritableDrive, RootError> {
     let disk = disk::find(&drive.disk)?;
     let fs_type = disk.fs_type(&drive.fs_type)?;
+    make_target(drive, (&disk.serial, &disk.device()), &fs_type)?;
+    mount_disk(&disk, &fs_type, &drive.target, drive.read_only)?;
+    let device = Device::Node(disk.device());
+    Ok(WritableDrive { device, serial: disk.serial, target: drive.target.clone() })
+}
+
+/// A volume is mounted by its tag; whoever owns its files, no device node among them is one of the guest's.
+fn mount_volume(volume: &DriveMount, tag: &str) -> Result<WritableDrive, RootError> {
+    make_target(volume, (tag, tag), VIRTIOFS)?;
+    let read_only = if volume.read_only { MountFlags::RDONLY } else { MountFlags::empty() };
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | read_only;
+    let failed = |errno| RootError::Mount {
+        serial: tag.to_owned(),
+        device: tag.to_owned(),
+        fs_type: VIRTIOFS.to_owned(),
+        target: volume.target.clone(),
+        errno,
+        advice: "the host's server of this directory does not answer",
+    };
+    mount(tag, volume.target.as_str(), VIRTIOFS, flags, c"").map_err(failed)?;
+    let device = statat(CWD, volume.target.as_str(), AtFlags::empty()).map_err(failed)?.st_dev;
+    Ok(WritableDrive {
+        device: Device::Number(format!("{}:{}", major(device), minor(device))),
+        serial: tag.to_owned(),
+        target: volume.target.clone(),
+    })
+}
+
+fn make_target(drive: &DriveMount, (serial, device): (&str, &str), fs_type: &str) -> Result<(), RootError> {
     std::fs::create_dir_all(&drive.target).map_err(|error| RootError::Mount {
-        serial: disk.serial.clone(),
-        device: disk.device(),
-        fs_type: fs_type.clone(),
+        serial: serial.to_owned(),
+        device: device.to_owned(),
+        fs_type: fs_type.to_owned(),
         target: drive.target.clone(),
         errno: Errno::from_io_error(&error).unwrap_or(Errno::IO),
         advice: "the directory cannot be made",
-    })?;
-    mount_disk(&disk, &fs_type, &drive.target, drive.read_only)?;
-    Ok(WritableDrive { device: disk.device(), serial: disk.serial, target: drive.target.clone() })
+    })
 }
 
 fn mount_disk(disk: &Disk, fs_type: &str, target: &str, read_only: bool) -> Result<(), RootError> {

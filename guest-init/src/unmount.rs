@@ -3,7 +3,7 @@
 //! its device held by nobody.
 
 use crate::poll::{Events, Poll, Token, Watch};
-use crate::root::WritableDrive;
+use crate::root::{Device, WritableDrive};
 use crate::sys;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, major, minor, statat};
 use rustix::io::Errno;
@@ -106,9 +106,14 @@ fn each(serials: impl Iterator<Item = String>, reason: &str) -> Vec<String> {
 /// In the process: unmounts a drive from everywhere; an error is a line to report.
 fn unmount_drive(drive: &WritableDrive) -> Result<(), String> {
     let problem = |what: String| format!("{}: {what}\n", drive.serial);
-    let device = statat(CWD, drive.device.as_str(), AtFlags::empty())
-        .map_err(|errno| problem(format!("{} is gone: {errno}", drive.device)))?;
-    let number = format!("{}:{}", major(device.st_rdev), minor(device.st_rdev));
+    let number = match &drive.device {
+        Device::Number(number) => number.clone(),
+        Device::Node(path) => {
+            let device = statat(CWD, path.as_str(), AtFlags::empty());
+            let device = device.map_err(|errno| problem(format!("{path} is gone: {errno}")))?;
+            format!("{}:{}", major(device.st_rdev), minor(device.st_rdev))
+        }
+    };
     let table = read_mount_table().map_err(|errno| problem(format!("no mount table: {errno}")))?;
     let mut trouble = None;
     for place in places(&table, &number, &drive.target).into_iter().rev() {
@@ -119,8 +124,10 @@ fn unmount_drive(drive: &WritableDrive) -> Result<(), String> {
         let how = if settled { "made read-only instead" } else { "and cannot be made read-only" };
         trouble = Some(problem(format!("cannot unmount {}: {errno}; {how}", place.display())));
     }
-    wait_until_released(&drive.device)
-        .map_err(|errno| problem(format!("still in use after unmounting: {errno}")))?;
+    if let Device::Node(path) = &drive.device {
+        wait_until_released(path)
+            .map_err(|errno| problem(format!("still in use after unmounting: {errno}")))?;
+    }
     trouble.map_or(Ok(()), Err)
 }
 
@@ -227,7 +234,7 @@ mod tests {
     fn a_drive_that_does_not_exist_is_reported_by_its_id() {
         let drive = WritableDrive {
             serial: "data".into(),
-            device: "/dev/no-such-disk".into(),
+            device: Device::Node("/dev/no-such-disk".into()),
             target: "/data".into(),
         };
         let line = unmount_drive(&drive).unwrap_err();

@@ -1,4 +1,4 @@
-//! Finds Husk's other files: jailer, runtime, guest-init and kernel.
+//! Finds Husk's other files: jailer, runtime, volume server, guest-init and kernel.
 //!
 //! Owns the order of the search. Refuses to go on with a file missing, and names every place that was looked at.
 //! Invariant: a directory counts as Husk's only by what lies in it; nothing is searched in PATH.
@@ -49,6 +49,11 @@ impl Assets {
     /// Husk's virtual machine monitor.
     pub(crate) fn runtime(&self) -> Result<PathBuf, AssetError> {
         self.find("husk-runtime")
+    }
+
+    /// The server of a volume.
+    pub(crate) fn volume_server(&self) -> Result<PathBuf, AssetError> {
+        self.find("husk-fs")
     }
 
     /// The guest's PID 1.

@@ -2,7 +2,7 @@
 //!
 //! [`Sandbox::builder`] is the way in. The library opens every file that a sandbox needs, starts the jailer, speaks to
 //! the cell over the control socket and to the guest over the exec channel, and removes every trace at the end. It
-//! makes no threads, waits for no children but its own two, and takes signals only when handed [`Signals`].
+//! makes no threads, waits for no children but those of its own cells, and takes signals only when handed [`Signals`].
 
 mod assets;
 mod cgroup;
@@ -33,10 +33,11 @@ mod terminal;
 mod text;
 mod timeline;
 mod units;
+mod volume;
 mod vsock;
 
 pub use husk_protocol::network::{AllowRule, GuestAddress};
-pub use options::{BOOT_TIMEOUT, DriveOption, NetworkOption, Options, PmemOption};
+pub use options::{BOOT_TIMEOUT, DriveOption, NetworkOption, Options, PmemOption, VolumeOption};
 pub use outcome::Outcome;
 pub use report::{Report, Resources};
 pub use sandbox::Sandbox;

@@ -55,6 +55,8 @@ pub struct Options {
     pub drives: Vec<DriveOption>,
     /// Images that the guest sees as memory, read-only, and mounts.
     pub pmem: Vec<PmemOption>,
+    /// Directories of the host that are mounted in the guest.
+    pub volumes: Vec<VolumeOption>,
     /// A machine in Firecracker's JSON, below everything else that is said here.
     pub config: Option<PathBuf>,
     /// The network; `None`: none but loopback, unless the configuration has cards.
@@ -90,6 +92,7 @@ impl Default for Options {
             console: false,
             drives: Vec::new(),
             pmem: Vec::new(),
+            volumes: Vec::new(),
             config: None,
             network: None,
             vsock: None,
@@ -130,18 +133,9 @@ impl std::str::FromStr for DriveOption {
 
     /// `FILE:GUESTDIR`, `FILE:GUESTDIR:ro` or `FILE:GUESTDIR:rw`; the file's name may contain colons.
     fn from_str(text: &str) -> Result<Self, String> {
-        let (rest, writable) = match text.strip_suffix(":rw") {
-            Some(rest) => (rest, true),
-            None => (text.strip_suffix(":ro").unwrap_or(text), false),
-        };
-        let (file, target) = rest.rsplit_once(':').unwrap_or_default();
-        if file.is_empty() || !target.starts_with('/') || target == "/" {
-            return Err(
-                "a drive is FILE:GUESTDIR or FILE:GUESTDIR:rw, with an absolute GUESTDIR that is not /"
-                    .into(),
-            );
-        }
-        Ok(Self { file: PathBuf::from(file), target: target.to_owned(), writable })
+        let (file, target, writable) = mounted(text)
+            .ok_or("a drive is FILE:GUESTDIR or FILE:GUESTDIR:rw, with an absolute GUESTDIR that is not /")?;
+        Ok(Self { file, target, writable })
     }
 }
 
@@ -170,6 +164,40 @@ impl std::str::FromStr for PmemOption {
     }
 }
 
+/// A directory of the host and where the guest mounts it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeOption {
+    /// Directory on the host; what is mounted below it is not part of it.
+    pub directory: PathBuf,
+    /// Absolute directory in the guest.
+    pub target: String,
+    /// Whether the guest may change it.
+    pub writable: bool,
+}
+
+impl std::str::FromStr for VolumeOption {
+    type Err = String;
+
+    /// `HOSTDIR:GUESTDIR`, `HOSTDIR:GUESTDIR:ro` or `HOSTDIR:GUESTDIR:rw`; the host's name may contain colons.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (directory, target, writable) = mounted(text).ok_or(
+            "a volume is HOSTDIR:GUESTDIR or HOSTDIR:GUESTDIR:rw, with an absolute GUESTDIR that is not /",
+        )?;
+        Ok(Self { directory, target, writable })
+    }
+}
+
+/// Splits `HOST:GUESTDIR[:ro|:rw]` from its end.
+fn mounted(text: &str) -> Option<(PathBuf, String, bool)> {
+    let (rest, writable) = match text.strip_suffix(":rw") {
+        Some(rest) => (rest, true),
+        None => (text.strip_suffix(":ro").unwrap_or(text), false),
+    };
+    let (host, target) = rest.rsplit_once(':')?;
+    let right = !host.is_empty() && target.starts_with('/') && target != "/";
+    right.then(|| (PathBuf::from(host), target.to_owned(), writable))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -190,8 +218,13 @@ mod tests {
         assert_eq!(drive, DriveOption { file: "a:b.ext4".into(), target: "/data".into(), writable: true });
         let drive: DriveOption = "disk:/data".parse().unwrap();
         assert!(!drive.writable);
+        let volume: VolumeOption = "./src:/data:rw".parse().unwrap();
+        let expected = VolumeOption { directory: "./src".into(), target: "/data".into(), writable: true };
+        assert_eq!(volume, expected);
+        assert!(!"/src:/data:ro".parse::<VolumeOption>().unwrap().writable);
         for wrong in ["", "disk", "disk:data", ":/data", "disk:/", "disk:/:rw"] {
-            assert!(wrong.parse::<DriveOption>().is_err(), "{wrong}");
+            assert!(wrong.parse::<DriveOption>().unwrap_err().starts_with("a drive is"), "{wrong}");
+            assert!(wrong.parse::<VolumeOption>().unwrap_err().starts_with("a volume is"), "{wrong}");
         }
     }
 }

@@ -20,6 +20,7 @@ use husk_protocol::exec::{Exec, User, WindowSize};
 use husk_protocol::network::{Mac, format_mac};
 use husk_protocol::spec::{
     BootProtocol, CacheType, ConsoleDevice, FileRef, HugePages, MAX_REFILL_MS, RawConsole, RawDrive, RawSpec,
+    RawVolume,
 };
 use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
@@ -30,6 +31,8 @@ pub(crate) const MOST_VCPUS: u64 = 32;
 pub(crate) const LEAST_MEMORY_MIB: u64 = 16;
 /// Most guest memory in MiB: 512 GiB, which is what the runtime takes.
 pub(crate) const MOST_MEMORY_MIB: u64 = 512 << 10;
+/// Most volumes, each with a server of its own.
+const MOST_VOLUMES: usize = 8;
 /// Most virtio-mmio devices.
 const MOST_DEVICES: usize = 19;
 /// Bytes of a drive's id that the guest sees as the disk's serial.
@@ -71,15 +74,15 @@ pub(crate) enum PlanError {
         /// As given.
         value: String,
     },
-    /// Not a place to mount a drive.
+    /// Not a place to mount a drive or volume.
     #[error(
-        "{option} cannot be mounted at {target:?}; any directory but /, /dev, /proc and /sys, without .., is allowed"
+        "{name} cannot be mounted at {value:?}; any directory but /, /dev, /proc and /sys, without .., is allowed"
     )]
     MountPoint {
-        /// Of which option.
-        option: &'static str,
+        /// Option.
+        name: &'static str,
         /// As given.
-        target: String,
+        value: String,
     },
     /// An image in memory.
     #[error(transparent)]
@@ -103,7 +106,8 @@ pub(crate) enum PlanError {
     Network(String),
     /// Too many drives.
     #[error(
-        "{0} devices are asked for (drives, root, network, vsock, entropy, balloon, pmem and console); at most {MOST_DEVICES} are possible"
+        "{0} devices are asked for (drives, root, network, vsock, entropy, balloon, pmem, volumes and console); at most \
+         {MOST_DEVICES} are possible"
     )]
     Devices(usize),
     /// Kernel and initrd do not fit.
@@ -165,6 +169,8 @@ pub(crate) struct Places {
     pub(crate) taps: Vec<(u32, u64, Mac)>,
     /// Images in memory, in the order of [`images`] and then of the options.
     pub(crate) pmem: Vec<u32>,
+    /// The sockets to the volumes' servers.
+    pub(crate) volumes: Vec<u32>,
     pub(crate) exec: u32,
     pub(crate) listener: Option<u32>,
     pub(crate) console: Option<u32>,
@@ -202,6 +208,7 @@ pub(crate) fn machine(options: &Options, base: &RawSpec) -> Result<RawSpec, Plan
         spec.network_interfaces.push(network::card(option));
     }
     memory::balloon(options, &base.machine_config, &mut spec)?;
+    check_volumes(options)?;
     check_drives(options, &spec)?;
     Ok(spec)
 }
@@ -242,6 +249,7 @@ fn check_base(base: &RawSpec) -> Result<(), PlanError> {
     let key = |given: bool, key, instead| if given { Err(PlanError::Key { key, instead }) } else { Ok(()) };
     key(base.exec.is_some(), "exec", "husk makes the exec channel itself")?;
     key(base.console.is_some(), "console", "use --console")?;
+    key(!base.volumes.is_empty(), "volumes", "use --volume")?;
     if let Some(words) = &base.boot_source.boot_args {
         let right =
             words.len() <= LONGEST_BOOT_ARGS && words.bytes().all(|byte| (b' '..=b'~').contains(&byte));
@@ -281,18 +289,28 @@ fn check_drives(options: &Options, spec: &RawSpec) -> Result<(), PlanError> {
     let others = [spec.entropy.is_some(), spec.balloon.is_some(), options.console];
     let others = others.into_iter().filter(|&there| there).count() + pmem::check(options, spec)?;
     let root = usize::from(root_image(options, spec).is_none());
-    let devices = root + data + options.drives.len() + spec.network_interfaces.len() + 1 + others;
+    let mounted = options.drives.len() + options.volumes.len();
+    let devices = root + data + mounted + spec.network_interfaces.len() + 1 + others;
     if devices > MOST_DEVICES { Err(PlanError::Devices(devices)) } else { Ok(()) }
 }
 
-/// A place where the guest can mount a drive: not the root, nor what the guest mounts there itself.
-fn check_mount_point(option: &'static str, target: &str) -> Result<(), PlanError> {
+fn check_volumes(options: &Options) -> Result<(), PlanError> {
+    let count = options.volumes.len();
+    if count > MOST_VOLUMES {
+        let (value, allowed) = (format!("{count} times"), format!("up to {MOST_VOLUMES} times"));
+        return Err(PlanError::Range { name: "--volume", value, allowed });
+    }
+    options.volumes.iter().try_for_each(|volume| check_mount_point("--volume", &volume.target))
+}
+
+/// A place where the guest can mount something: not the root, nor what the guest mounts there itself.
+fn check_mount_point(name: &'static str, target: &str) -> Result<(), PlanError> {
     const TAKEN: [&str; 4] = ["", "/dev", "/proc", "/sys"];
-    check_directory(option, target)?;
+    check_directory(name, target)?;
     let plain: Vec<&str> = target.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
     let path = plain.iter().fold(String::new(), |path, part| path + "/" + part);
     if TAKEN.contains(&path.as_str()) || plain.contains(&"..") {
-        return Err(PlanError::MountPoint { option, target: crate::text::line(target) });
+        return Err(PlanError::MountPoint { name, value: crate::text::line(target) });
     }
     Ok(())
 }
@@ -302,10 +320,17 @@ fn drive_id(index: usize) -> String {
     format!("husk-drive{index}")
 }
 
-/// Ids of the drives that the guest mounts for writing.
+/// Tag of the `index`-th volume.
+fn volume_tag(index: usize) -> String {
+    format!("husk-volume{index}")
+}
+
+/// Ids of the drives and tags of the volumes that the guest mounts for writing.
 pub(crate) fn writable_drives(options: &Options) -> Vec<String> {
     let drives = options.drives.iter().enumerate();
-    drives.filter(|(_, drive)| drive.writable).map(|(index, _)| drive_id(index)).collect()
+    let drives = drives.filter(|(_, drive)| drive.writable).map(|(index, _)| drive_id(index));
+    let volumes = options.volumes.iter().enumerate();
+    drives.chain(volumes.filter(|(_, volume)| volume.writable).map(|(index, _)| volume_tag(index))).collect()
 }
 
 /// Puts the files into the machine: root first, then the configuration's drives, then those of the options.
@@ -350,6 +375,10 @@ pub(crate) fn with_files(mut spec: RawSpec, options: &Options, places: &Places) 
         card.mtu.get_or_insert(mtu);
         card.guest_mac.get_or_insert_with(|| format_mac(mac));
     }
+    let volumes = places.volumes.iter().enumerate();
+    spec.volumes = volumes
+        .map(|(index, &place)| RawVolume { tag: volume_tag(index), socket: FileRef::Fd(place) })
+        .collect();
     if let Some(listener) = places.listener {
         let vsock = spec.vsock.get_or_insert(husk_protocol::spec::RawVsock {
             guest_cid: 3,

@@ -14,6 +14,7 @@ use crate::pack::{PackError, Packer, usual_cache};
 use crate::plan::{self, FileNames, Places, PlanError};
 use crate::signals::Signals;
 use crate::tap::{self, TapError};
+use crate::volume::{Volume, VolumeError};
 use crate::vsock::{Listener, VsockError};
 use husk_protocol::control::Fault;
 use husk_protocol::exec::{Mounts, Network};
@@ -53,6 +54,9 @@ pub(crate) enum PrepareError {
     /// A tap.
     #[error(transparent)]
     Tap(#[from] TapError),
+    /// A directory of the host.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     /// The vsock socket.
     #[error(transparent)]
     Vsock(#[from] VsockError),
@@ -66,7 +70,7 @@ impl PrepareError {
     #[must_use]
     pub(crate) fn fault(&self) -> Fault {
         match self {
-            Self::Plan(_) | Self::Config(_) | Self::Vsock(_) => Fault::Operator,
+            Self::Plan(_) | Self::Config(_) | Self::Vsock(_) | Self::Volume(_) => Fault::Operator,
             Self::Host(error) => error.fault(),
             Self::Tap(error) => error.fault(),
             Self::Image(error) => error.fault(),
@@ -94,6 +98,10 @@ pub(crate) struct Prepared {
     /// Read end of the guest's console.
     pub(crate) console: Option<OwnedFd>,
     pub(crate) listener: Option<Listener>,
+    /// The directories of the host, and husk's ends to give to their servers.
+    pub(crate) volumes: Vec<Volume>,
+    /// The program that serves them, if there are any.
+    pub(crate) volume_server: Option<PathBuf>,
     /// Path of the vsock socket.
     pub(crate) vsock: Option<PathBuf>,
     pub(crate) told: Told,
@@ -152,6 +160,9 @@ pub(crate) fn prepare(options: &Options, manner: Manner<'_>) -> Result<Prepared,
     };
     let drives = open_drives(options, &base, &mut files)?;
 
+    let volume_server = (!options.volumes.is_empty()).then(|| assets.volume_server()).transpose()?;
+    let (volumes, sockets) = open_volumes(options, &mut files)?;
+
     let taps = open_taps(&spec, &mut files)?;
     // The options' card is the last.
     let network = options.network.as_ref().zip(taps.last());
@@ -166,17 +177,7 @@ pub(crate) fn prepare(options: &Options, manner: Manner<'_>) -> Result<Prepared,
         }
         None => None,
     };
-    let (console, output) = match options.console {
-        true => {
-            let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
-            // A console that nobody drains loses output; it must not stop a vCPU.
-            rustix::fs::fcntl_setfl(&writer, OFlags::NONBLOCK)?;
-            rustix::fs::fcntl_setfl(&reader, OFlags::NONBLOCK)?;
-            (Some(reader), Some(files.add(writer)))
-        }
-        false => (None, None),
-    };
-    let told = Told { mounts: plan::mounts(options, &spec), network };
+    let (console, output) = options.console.then(|| open_console(&mut files)).transpose()?.unzip();
     let places = Places {
         kernel,
         own_kernel,
@@ -185,13 +186,48 @@ pub(crate) fn prepare(options: &Options, manner: Manner<'_>) -> Result<Prepared,
         drives,
         taps,
         pmem,
+        volumes: sockets,
         exec,
         listener: listening,
         console: output,
     };
+    let told = Told { mounts: plan::mounts(options, &spec), network };
     let spec = plan::with_files(spec, options, &places);
-    let names = FileNames::of(options, &base);
-    Ok(Prepared { spec, files: files.0, jailer, runtime, channel, console, listener, vsock, told, names })
+    Ok(Prepared {
+        spec,
+        files: files.0,
+        jailer,
+        runtime,
+        channel,
+        console,
+        listener,
+        volumes,
+        volume_server,
+        vsock,
+        told,
+        names: FileNames::of(options, &base),
+    })
+}
+
+/// The read end of the guest's console, and the place of the other.
+fn open_console(files: &mut Files) -> Result<(OwnedFd, u32), PrepareError> {
+    let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+    // A console that nobody drains loses output; it must not stop a vCPU.
+    rustix::fs::fcntl_setfl(&writer, OFlags::NONBLOCK)?;
+    rustix::fs::fcntl_setfl(&reader, OFlags::NONBLOCK)?;
+    Ok((reader, files.add(writer)))
+}
+
+/// Each directory with the server's end of its socket; the other ends' places.
+fn open_volumes(options: &Options, files: &mut Files) -> Result<(Vec<Volume>, Vec<u32>), PrepareError> {
+    let mut places = Vec::new();
+    let mut volumes = Vec::new();
+    for option in &options.volumes {
+        let (volume, socket) = Volume::open(option)?;
+        places.push(files.add(socket));
+        volumes.push(volume);
+    }
+    Ok((volumes, places))
 }
 
 fn check_host(spec: &RawSpec) -> Result<(), HostError> {

@@ -6,7 +6,7 @@
 use crate::cgroup::Hierarchies;
 use crate::control::{self, ControlError};
 use crate::gc::{self, Collected};
-use crate::options::{DriveOption, NetworkOption, Options};
+use crate::options::{DriveOption, NetworkOption, Options, VolumeOption};
 use crate::outcome::{Evidence, Outcome, judge};
 use crate::pack::PackError;
 use crate::plan;
@@ -15,10 +15,11 @@ use crate::pump::{Cell, Limits, Pump};
 use crate::report::{Report, Resources};
 use crate::session::{SESSION, Session, SessionError, Stdio};
 use crate::signals::Signals;
-use crate::spawn::{self, JailerOrder, Process, SpawnError};
+use crate::spawn::{self, JailerOrder, Process, SpawnError, VolumeOrder};
 use crate::state::{Record, Registration, State, StateError, check_id, random, random_id};
 use crate::terminal::{self, RawTerminal, TerminalError};
 use crate::timeline::{Timeline, now_ns, realtime_ns};
+use crate::volume::{Start, Volumes};
 use husk_protocol::control::{Fault, Stage, ToCell};
 use husk_protocol::exec::{Frame, Hello, Identity, VERSION, WindowSize};
 use std::ffi::OsString;
@@ -145,6 +146,13 @@ impl<'a> Sandbox<'a> {
         self
     }
 
+    /// A directory of the host that the guest mounts.
+    #[must_use]
+    pub fn volume(mut self, volume: VolumeOption) -> Self {
+        self.options.volumes.push(volume);
+        self
+    }
+
     /// The network card; without it the guest has none.
     #[must_use]
     pub fn network(mut self, network: NetworkOption) -> Self {
@@ -232,7 +240,17 @@ impl<'a> Sandbox<'a> {
             _ => None,
         };
         report.timeline.mark(Stage::Planned);
-        let (jailer, stderr) = spawn::jailer(&prepared.jailer, &order, theirs)?;
+        let start = prepared.volume_server.map(|server| Start {
+            jailer: prepared.jailer.clone(),
+            order: VolumeOrder {
+                id: order.id.clone(),
+                server,
+                parent_cgroup: order.parent_cgroup.clone(),
+                limits: order.limits.clone(),
+                writable: false,
+            },
+        });
+        let (jailer, stderr) = spawn::jailer(&prepared.jailer, order.arguments(), vec![theirs])?;
         let cell = Cell { jailer, jailer_stderr: Some(stderr), runtime: None };
         let writable = plan::writable_drives(&self.options);
         let limits = Limits {
@@ -245,7 +263,9 @@ impl<'a> Sandbox<'a> {
         pump.terminal = terminal;
         pump.console = prepared.console;
         pump.vsock = prepared.vsock;
+        pump.volumes = Volumes::new(prepared.volumes, start);
         pump.run();
+        report.warnings.extend(std::mem::take(&mut pump.volumes).finish());
         report.timeline = pump.timeline;
         let runtime = pump.cell.runtime.take();
         place.take_stock(runtime.as_ref(), &mut pump.evidence, &writable, report);
@@ -320,13 +340,14 @@ impl Place {
     fn order(&self, prepared: &Prepared) -> JailerOrder {
         let (machine, registration) = (&prepared.spec.machine_config, &self.registration);
         let drives = u64::try_from(prepared.spec.drives.len()).unwrap_or(u64::MAX);
+        let volumes = u64::try_from(prepared.spec.volumes.len()).unwrap_or(u64::MAX);
         JailerOrder {
             id: registration.id.clone(),
             uid: registration.uid,
             runtime: prepared.runtime.clone(),
             jail_base: self.state.jail_base(),
             parent_cgroup: self.hierarchies.parent().to_owned(),
-            limits: self.hierarchies.limits(machine.mem_size_mib, machine.vcpu_count, drives),
+            limits: self.hierarchies.limits(machine.mem_size_mib, machine.vcpu_count, [drives, volumes]),
             cpus: prepared.spec.placement.as_ref().map(|placement| placement.pin.clone()).unwrap_or_default(),
         }
     }

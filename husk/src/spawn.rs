@@ -18,8 +18,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-/// Descriptor at which jailer and runtime find the control socket.
+/// Descriptor at which jailer and runtime find the control socket; what else is handed over lies behind it.
 const CONTROL_FD: i32 = 3;
+/// Descriptors at which a volume's jailer finds the directory and the socket that it is served on.
+const VOLUME_FDS: [i32; 2] = [CONTROL_FD + 1, CONTROL_FD + 2];
+/// Files that a volume's server may have open: what the guest knows of, and what it has opened.
+const VOLUME_FILES: u64 = 65_536;
 
 /// The cell cannot be started.
 #[derive(Debug, thiserror::Error)]
@@ -161,51 +165,87 @@ impl JailerOrder {
     }
 }
 
-/// Starts the jailer with `control` as its descriptor 3; returns it and the end of its standard error.
+/// What the jailer is told about a volume of a sandbox that runs already.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct VolumeOrder {
+    pub(crate) id: String,
+    pub(crate) server: PathBuf,
+    /// The cgroup below which the sandbox's is.
+    pub(crate) parent_cgroup: String,
+    /// `FILE=VALUE`, as for the sandbox: by them its cgroups are found.
+    pub(crate) limits: Vec<String>,
+    pub(crate) writable: bool,
+}
+
+impl VolumeOrder {
+    /// The jailer's arguments.
+    pub(crate) fn arguments(&self) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = Vec::new();
+        let mut option = |name: &str, value: OsString| arguments.extend([name.into(), value]);
+        option("--id", self.id.clone().into());
+        option("--exec-file", self.server.clone().into());
+        option("--parent-cgroup", self.parent_cgroup.clone().into());
+        for limit in &self.limits {
+            option("--cgroup", limit.into());
+        }
+        option("--resource-limit", format!("no-file={VOLUME_FILES}").into());
+        option("--volume-fd", VOLUME_FDS[0].to_string().into());
+        option("--volume-socket-fd", VOLUME_FDS[1].to_string().into());
+        option("--control-fd", CONTROL_FD.to_string().into());
+        if self.writable {
+            arguments.extend(["--volume-writable".into(), "--".into(), "rw".into()]);
+        }
+        arguments
+    }
+}
+
+/// Starts the jailer with `files` as its descriptors from 3 on; returns it and the end of its standard error.
 #[expect(
     unsafe_code,
     reason = "only between fork and exec can a descriptor be given a number for the child alone"
 )]
 pub(crate) fn jailer(
     program: &Path,
-    order: &JailerOrder,
-    control: OwnedFd,
+    arguments: Vec<OsString>,
+    files: Vec<OwnedFd>,
 ) -> Result<(Process, OwnedFd), SpawnError> {
     let watch = |errno: Errno| SpawnError::Watch(errno.into());
-    // From here on number 3 is taken, by this duplicate or by something that was there before: the pipe over which
+    let behind = (CONTROL_FD..).nth(files.len()).unwrap_or(CONTROL_FD);
+    let duplicates = |from| {
+        let duplicate = |file| rustix::io::fcntl_dupfd_cloexec(file, from);
+        files.iter().map(duplicate).collect::<Result<Vec<_>, _>>()
+    };
+    // From here on the numbers are taken, by these duplicates or by something that was there before: the pipe over which
     // std reports a failed exec cannot be what the child overwrites.
-    let control_at = rustix::io::fcntl_dupfd_cloexec(&control, CONTROL_FD).map_err(watch)?;
-    drop(control);
-    let number = control_at.as_raw_fd();
+    let taken = duplicates(CONTROL_FD).map_err(watch)?;
+    // And these lie behind them, so that none is overwritten before it was put in its place.
+    let sources = duplicates(behind).map_err(watch)?;
+    let numbers: Vec<i32> = sources.iter().map(AsRawFd::as_raw_fd).collect();
+    drop(files);
     let (stderr, stderr_end) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(watch)?;
     rustix::fs::fcntl_setfl(&stderr, rustix::fs::OFlags::NONBLOCK).map_err(watch)?;
     let mut command = Command::new(program);
-    command.arg0("husk-jailer").args(order.arguments()).env_clear();
+    command.arg0("husk-jailer").args(arguments).env_clear();
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr_end);
     // A group of its own: keys on husk's terminal are husk's to translate.
     command.process_group(0);
-    // SAFETY: the closure runs in the forked child and makes only the async-signal-safe calls dup2 and fcntl, on
-    // numbers that are open there because `control_at` lives until spawn has returned.
+    // SAFETY: the closure runs in the forked child and makes only the async-signal-safe call dup2, on numbers that are
+    // open there because `sources` lives until spawn has returned; it allocates nothing.
     unsafe {
-        command.pre_exec(move || place(number));
+        command.pre_exec(move || (CONTROL_FD..).zip(&numbers).try_for_each(|(to, &from)| place(from, to)));
     }
     let child = command.spawn().map_err(|source| SpawnError::Jailer { path: program.to_owned(), source })?;
-    drop(control_at);
+    drop((taken, sources));
     let pid = i32::try_from(child.id()).unwrap_or(0);
     let process = Process::child(pid).ok_or_else(|| SpawnError::Watch(io::Error::last_os_error()))?;
     Ok((process, stderr))
 }
 
-/// In the child: descriptor `number` becomes [`CONTROL_FD`] and survives exec.
+/// In the child: descriptor `from`, which is another, becomes `to` and survives exec.
 #[expect(unsafe_code, reason = "rustix's dup2 wants to own a descriptor that nobody owns in the child")]
-fn place(number: i32) -> io::Result<()> {
-    let result = if number == CONTROL_FD {
-        // SAFETY: plain numbers.
-        unsafe { libc::fcntl(CONTROL_FD, libc::F_SETFD, 0) }
-    } else {
-        // SAFETY: plain numbers; what the child had at 3 was close-on-exec anyway.
-        unsafe { libc::dup2(number, CONTROL_FD) }
-    };
+fn place(from: i32, to: i32) -> io::Result<()> {
+    // SAFETY: plain numbers; what the child had there was close-on-exec anyway.
+    let result = unsafe { libc::dup2(from, to) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
@@ -252,7 +292,7 @@ mod tests {
             .unwrap();
         drop(script);
         let (mut control, cell) = pair().unwrap();
-        let (mut process, stderr) = jailer(&path, &order(), cell).unwrap();
+        let (mut process, stderr) = jailer(&path, order().arguments(), vec![cell]).unwrap();
         assert!(process.wait(Duration::from_secs(10)));
         assert_eq!(process.reap().unwrap().how, ChildExit::Status(3));
         std::fs::remove_file(&path).unwrap();
@@ -264,9 +304,46 @@ mod tests {
     }
 
     #[test]
+    fn several_files_arrive_in_their_order() {
+        let read = |text: &str| {
+            let (reader, writer) = rustix::pipe::pipe().unwrap();
+            rustix::io::write(&writer, text.as_bytes()).unwrap();
+            reader
+        };
+        // A shell in the jailer's place: `sh -c` would be its arguments, had it any say in them.
+        let script = "read a <&3; read b <&4; read c <&5; echo $a $b $c >&2".to_owned();
+        let files = vec![read("one\n"), read("two\n"), read("three\n")];
+        let arguments = vec!["-c".into(), script.into()];
+        let (mut process, stderr) = jailer(Path::new("/bin/sh"), arguments, files).unwrap();
+        assert!(process.wait(Duration::from_secs(10)));
+        assert_eq!(process.reap().unwrap().how, ChildExit::Status(0));
+        let mut text = String::new();
+        std::fs::File::from(stderr).read_to_string(&mut text).unwrap();
+        assert_eq!(text, "one two three\n");
+    }
+
+    #[test]
+    fn a_volumes_jailer_is_told_everything() {
+        let order = VolumeOrder {
+            id: "one".into(),
+            server: "/lib/husk-fs".into(),
+            parent_cgroup: "husk".into(),
+            limits: vec!["pids.max=3".into()],
+            writable: true,
+        };
+        let text: Vec<String> = order.arguments().into_iter().map(|a| a.into_string().unwrap()).collect();
+        assert_eq!(
+            text.join(" "),
+            "--id one --exec-file /lib/husk-fs --parent-cgroup husk --cgroup pids.max=3 \
+             --resource-limit no-file=65536 --volume-fd 4 --volume-socket-fd 5 --control-fd 3 \
+             --volume-writable -- rw"
+        );
+    }
+
+    #[test]
     fn a_missing_jailer_is_named() {
         let (_control, cell) = pair().unwrap();
-        let error = jailer(Path::new("/no/jailer"), &order(), cell).unwrap_err().to_string();
+        let error = jailer(Path::new("/no/jailer"), order().arguments(), vec![cell]).unwrap_err().to_string();
         assert!(error.contains("/no/jailer"), "{error}");
     }
 

@@ -3,7 +3,7 @@
 //! Owns the option names, their help and their conversion to [`Options`]. Refuses values that mean nothing by
 //! themselves; what needs a look at the machine is refused later, by `plan`.
 
-use crate::options::{BOOT_TIMEOUT, DriveOption, NetworkOption, Options, PmemOption};
+use crate::options::{BOOT_TIMEOUT, DriveOption, NetworkOption, Options, PmemOption, VolumeOption};
 use crate::units;
 use argh::FromArgs;
 use husk_protocol::network::{AllowRule, GuestAddress};
@@ -120,6 +120,9 @@ pub(crate) struct Run {
     /// put an erofs or ext4 image into the guest's memory and mount it, FILE:GUESTDIR; read-only; may be repeated
     #[argh(option, arg_name = "image")]
     pmem: Vec<PmemOption>,
+    /// mount a directory of the host, HOSTDIR:GUESTDIR[:rw]; read-only without :rw; may be repeated, up to 8 times
+    #[argh(option, arg_name = "volume")]
+    volume: Vec<VolumeOption>,
     /// a machine in Firecracker's JSON; the other options change it
     #[argh(option, arg_name = "file")]
     config: Option<PathBuf>,
@@ -301,6 +304,7 @@ impl Run {
             console: self.console,
             drives: self.drive,
             pmem: self.pmem,
+            volumes: self.volume,
             config: self.config,
             network,
             vsock: self.vsock,

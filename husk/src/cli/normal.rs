@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 
 /// Long options that take a value. A test holds this against argh's own opinion.
-const VALUED: [&str; 25] = [
+const VALUED: [&str; 26] = [
     "--rootfs",
     "--kernel",
     "--initrd",
@@ -22,6 +22,7 @@ const VALUED: [&str; 25] = [
     "--pin",
     "--drive",
     "--pmem",
+    "--volume",
     "--config",
     "--vsock",
     "--net",

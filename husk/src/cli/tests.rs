@@ -22,7 +22,7 @@ fn options(words: &[&str]) -> (crate::Options, Telling) {
 fn every_option_of_run_arrives() {
     let line = "run --rootfs=r --kernel k --initrd i --vcpus 2 --memory=1G --memory-max 2G --env A=1 --env B=2 --workdir /w --user u \
                 --timeout 30s --boot-timeout=5s --hugepages 2M --prefault --pin 0,1 -it --console --json --timings \
-                --drive f:/d:rw --pmem p:/p --config c --vsock v --entropy --id one -- sh -c x";
+                --drive f:/d:rw --pmem p:/p --volume h:/v --config c --vsock v --entropy --id one -- sh -c x";
     let words: Vec<&str> = line.split_whitespace().collect();
     let (options, telling) = options(&words);
     assert_eq!((options.memory_mib, options.memory_max_mib), (Some(1024), Some(2048)));
@@ -34,6 +34,7 @@ fn every_option_of_run_arrives() {
     assert!(options.entropy);
     assert!(options.drives[0].writable);
     assert_eq!(options.pmem[0].target, "/p");
+    assert!(!options.volumes[0].writable);
     assert_eq!(options.id.as_deref(), Some("one"));
     assert_eq!(options.command, ["sh", "-c", "x"]);
     assert_eq!(telling, Telling { json: true, timings: true });

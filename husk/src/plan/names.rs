@@ -3,7 +3,7 @@
 //! Pure. Refuses nothing. Invariant: an error that quotes a drive's id, or that a kernel of the operator's choice may have
 //! caused, names the file; nothing else of an outcome changes. The guest is not told any name of a file of the host.
 
-use super::{ROOT, drive_id, images};
+use super::{ROOT, drive_id, images, volume_tag};
 use crate::options::Options;
 use crate::outcome::Outcome;
 use husk_protocol::control::Fault;
@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 pub(crate) struct FileNames {
     /// The kernel, if one was named.
     kernel: Option<PathBuf>,
-    /// By drive id, or what the guest calls an image: "pmem", and its number.
+    /// By drive id, a volume's tag, or what the guest calls an image: "pmem", and its number.
     drives: Vec<(String, PathBuf)>,
 }
 
@@ -35,10 +35,12 @@ impl FileNames {
         let pmem = images(options, base).map(|image| path(&image.path_on_host));
         let pmem = pmem.chain(options.pmem.iter().map(|image| Some(image.file.clone())));
         let pmem = pmem.enumerate().filter_map(|(number, path)| Some((format!("pmem {number}"), path?)));
+        let volumes = options.volumes.iter().enumerate();
+        let volumes = volumes.map(|(index, volume)| (volume_tag(index), volume.directory.clone()));
         let root = root.map(|root| (ROOT.to_owned(), root)).into_iter();
         Self {
             kernel: options.kernel.clone().or_else(|| path(&base.boot_source.kernel_image_path)),
-            drives: root.chain(data).chain(mounted).chain(pmem).collect(),
+            drives: root.chain(data).chain(mounted).chain(pmem).chain(volumes).collect(),
         }
     }
 
@@ -66,7 +68,7 @@ impl FileNames {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::options::DriveOption;
+    use crate::options::{DriveOption, VolumeOption};
     use husk_protocol::spec::{CacheType, RawDrive};
 
     fn drive(file: &str) -> DriveOption {
@@ -83,7 +85,9 @@ mod tests {
     fn a_quoted_drive_is_named_by_its_file() {
         let drives = vec![drive("/a.img"), drive("/b\n.img")];
         let pmem = vec![crate::options::PmemOption { file: "/p.img".into(), target: "/p".into() }];
-        let options = Options { rootfs: Some("/r.img".into()), drives, pmem, ..Options::default() };
+        let volumes = vec![VolumeOption { directory: "/v".into(), target: "/x".into(), writable: false }];
+        let rootfs = Some("/r.img".into());
+        let options = Options { rootfs, drives, pmem, volumes, ..Options::default() };
         let mut base = RawSpec::default();
         base.drives.push(RawDrive {
             drive_id: "data".into(),
@@ -99,6 +103,7 @@ mod tests {
         assert_eq!(told(r#"disk "husk-root": no"#), r#"disk "husk-root": no; husk-root is /r.img"#);
         assert_eq!(told(r#"disk "husk-drive0": no"#), r#"disk "husk-drive0": no; husk-drive0 is /a.img"#);
         assert_eq!(told(r#"disk "husk-drive1": no"#), r#"disk "husk-drive1": no; husk-drive1 is /b?.img"#);
+        assert_eq!(told(r#"disk "husk-volume0": no"#), r#"disk "husk-volume0": no; husk-volume0 is /v"#);
         assert_eq!(told(r#"drive "data": no"#), r#"drive "data": no; data is /data.img"#);
         assert_eq!(told(r#"image "pmem 0": no"#), r#"image "pmem 0": no; pmem 0 is /p.img"#);
         assert_eq!(told("data: no"), "data: no");

@@ -85,7 +85,7 @@ pub(super) fn with_files(options: &Options, spec: &RawSpec, places: &[u32]) -> V
     ids.zip(places).map(image).collect()
 }
 
-/// What the guest mounts: the root, drives, images; `spec` is the machine before it has its files.
+/// What the guest mounts: the root, drives, images, volumes; `spec` is the machine before it has its files.
 pub(crate) fn mounts(options: &Options, spec: &RawSpec) -> Mounts {
     let number = |place: usize| Disk::Pmem(u32::try_from(place).unwrap_or(u32::MAX));
     let root = root(options, spec).map_or_else(|| Disk::Drive(ROOT.to_owned()), number);
@@ -101,7 +101,14 @@ pub(crate) fn mounts(options: &Options, spec: &RawSpec) -> Mounts {
         target: image.target.clone(),
         read_only: true,
     });
-    Mounts { root: RootMount { disk: root, fs_type: String::new() }, drives: drives.chain(images).collect() }
+    let volumes = options.volumes.iter().enumerate().map(|(index, volume)| DriveMount {
+        disk: Disk::Volume(super::volume_tag(index)),
+        fs_type: String::new(),
+        target: volume.target.clone(),
+        read_only: !volume.writable,
+    });
+    let root = RootMount { disk: root, fs_type: String::new() };
+    Mounts { root, drives: drives.chain(images).chain(volumes).collect() }
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
 use super::*;
-use crate::options::{DriveOption, NetworkOption};
+use crate::options::{DriveOption, NetworkOption, VolumeOption};
 use husk_protocol::exec::Disk;
 use husk_protocol::spec::{RawNetwork, RawRateLimiter, RawTokenBucket};
 
@@ -29,6 +29,7 @@ fn places() -> Places {
         pmem: Vec::new(),
         drives: Vec::new(),
         taps: Vec::new(),
+        volumes: Vec::new(),
         exec: 6,
         listener: None,
         console: None,
@@ -304,4 +305,38 @@ fn term_is_passed_on_with_a_terminal_only() {
     assert!(exec(&options(), None, Some("vt100")).env.is_empty());
     let own = Options { env: vec!["TERM=x".into()], ..options() };
     assert_eq!(exec(&own, Some(size), Some("vt100")).env, [b"TERM=x"]);
+}
+
+#[test]
+fn volumes_are_bounded_and_go_where_drives_may() {
+    let volumes = |target: &str, count| Options {
+        volumes: vec![VolumeOption { directory: "d".into(), target: target.into(), writable: false }; count],
+        ..options()
+    };
+    let refused = |options| machine(&options, &RawSpec::default()).unwrap_err().to_string();
+    machine(&volumes("/src", 8), &RawSpec::default()).unwrap();
+    assert_eq!(refused(volumes("/src", 9)), "--volume 9 times is out of range; up to 8 times is allowed");
+    for target in ["/dev", "/proc/", "/a/../sys", "//"] {
+        assert!(refused(volumes(target, 1)).starts_with("--volume cannot be mounted at"), "{target}");
+    }
+    let drives = (0..10).map(|i| drive(&format!("d{i}"), false)).collect();
+    let base = RawSpec { drives, ..RawSpec::default() };
+    assert_eq!(machine(&volumes("/src", 8), &base).unwrap_err(), PlanError::Devices(20));
+    let volume = RawVolume { tag: "x".into(), socket: FileRef::Fd(3) };
+    let base = RawSpec { volumes: vec![volume], ..RawSpec::default() };
+    assert!(machine(&options(), &base).unwrap_err().to_string().contains("use --volume"));
+}
+
+#[test]
+fn a_volume_takes_its_place_and_is_mounted_by_its_tag() {
+    let volume = |writable| VolumeOption { directory: "d".into(), target: "/src".into(), writable };
+    let over = Options { volumes: vec![volume(true)], ..options() };
+    let places = Places { volumes: vec![10], ..places() };
+    let spec = with_files(machine(&over, &RawSpec::default()).unwrap(), &over, &places);
+    assert_eq!(spec.volumes, [RawVolume { tag: "husk-volume0".into(), socket: FileRef::Fd(10) }]);
+    let [mount] = &mounts(&over, &RawSpec::default()).drives[..] else { panic!("one volume, one mount") };
+    assert_eq!(mount.disk, Disk::Volume("husk-volume0".into()));
+    assert_eq!((mount.target.as_str(), mount.read_only), ("/src", false));
+    assert_eq!(writable_drives(&over), ["husk-volume0"]);
+    assert!(writable_drives(&Options { volumes: vec![volume(false)], ..options() }).is_empty());
 }

@@ -14,6 +14,7 @@ use crate::signals::{Meaning, Signals};
 use crate::spawn::Process;
 use crate::terminal::RawTerminal;
 use crate::timeline::Timeline;
+use crate::volume::Volumes;
 use ending::Clock;
 use husk_protocol::control::{CONSOLE_TAIL_LINE_BYTES, CONSOLE_TAIL_LINES, Ended, Fault, FromCell, Stage};
 use rustix::event::PollFlags;
@@ -56,6 +57,8 @@ pub(crate) struct Pump<'a> {
     pub(crate) console: Option<OwnedFd>,
     /// Path of the vsock socket; host ports are `<path>_<port>`.
     pub(crate) vsock: Option<PathBuf>,
+    /// Their servers are started when the sandbox's cgroup is there.
+    pub(crate) volumes: Volumes,
     pub(crate) timeline: Timeline,
     pub(crate) evidence: Evidence,
     jailer_words: Vec<u8>,
@@ -81,6 +84,7 @@ impl<'a> Pump<'a> {
             terminal: None,
             console: None,
             vsock: None,
+            volumes: Volumes::default(),
             timeline,
             evidence: Evidence::default(),
             jailer_words: Vec::new(),
@@ -218,6 +222,7 @@ impl<'a> Pump<'a> {
         match message {
             FromCell::Cloned { pid } if self.cell.runtime.is_none() => {
                 self.cell.runtime = Process::child(pid);
+                self.volumes.start();
                 if self.clock.was_killed() {
                     self.kill();
                 }

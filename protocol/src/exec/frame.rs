@@ -99,6 +99,8 @@ pub enum Disk {
     Drive(String),
     /// The image in memory with this number, counted from 0 in the machine's order; mounted with DAX, and never for writing.
     Pmem(u32),
+    /// The directory of the host with this tag, by virtio-fs.
+    Volume(String),
 }
 
 /// The root: a read-only image under a writable overlay in memory.
