@@ -22,4 +22,5 @@ mod state;
 mod stdio;
 mod terminal;
 mod time;
+mod volumes;
 mod vsock;
