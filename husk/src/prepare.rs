@@ -170,13 +170,7 @@ pub(crate) fn prepare(options: &Options, manner: Manner<'_>) -> Result<Prepared,
     let (channel, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     let exec = files.add(theirs);
     let vsock = options.vsock.clone().or_else(|| configured_socket(&base));
-    let listener = vsock.as_deref().map(Listener::new).transpose()?;
-    let listening = match &listener {
-        Some(listener) => {
-            Some(files.add(listener.as_fd().try_clone_to_owned().map_err(PrepareError::Descriptors)?))
-        }
-        None => None,
-    };
+    let (listener, listening) = vsock.as_deref().map(|path| listen(path, &mut files)).transpose()?.unzip();
     let (console, output) = options.console.then(|| open_console(&mut files)).transpose()?.unzip();
     let places = Places {
         kernel,
@@ -207,6 +201,13 @@ pub(crate) fn prepare(options: &Options, manner: Manner<'_>) -> Result<Prepared,
         told,
         names: FileNames::of(options, &base),
     })
+}
+
+/// vsock's socket on the host, and the place of the descriptor that the cell gets of it.
+fn listen(path: &Path, files: &mut Files) -> Result<(Listener, u32), PrepareError> {
+    let listener = Listener::new(path)?;
+    let copy = listener.as_fd().try_clone_to_owned().map_err(PrepareError::Descriptors)?;
+    Ok((listener, files.add(copy)))
 }
 
 /// The read end of the guest's console, and the place of the other.
