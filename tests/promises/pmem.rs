@@ -41,7 +41,7 @@ fn its_files_are_read_in_place_and_nobody_writes_to_it() {
         echo x > /data/x || echo no file; \
         mount -o remount,rw /data || echo no remount; \
         dd if=/dev/zero of=/dev/pmem0 bs=4096 count=1 conv=fsync || echo no write; \
-        echo 0 > /sys/block/pmem0/device/../read_only; \
+        umount /data; echo 0 > /sys/block/pmem0/device/../read_only; \
         dd if=/dev/zero of=/dev/pmem0 bs=4096 count=4 conv=fsync && echo written; \
         echo 3 > /proc/sys/vm/drop_caches; md5sum < /dev/pmem0";
     let outcome = Husk::run(&["--pmem", &format!("{image}:/data")], &["sh", "-c", script]).output();
