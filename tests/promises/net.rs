@@ -85,6 +85,29 @@ fn what_a_rule_allows_is_reached_over_ip6() {
 }
 
 #[test]
+fn four_mib_each_way_at_once_arrive_as_they_were() {
+    let tap = Tap::new("husk-bulk", &["10.77.5.1/24"]);
+    let listener = TcpListener::bind("10.77.5.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let host = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let bytes: Vec<u8> = (0..4_u32 << 20).map(|i| u8::try_from(i % 251).unwrap()).collect();
+        let (mut writer, sent) = (stream.try_clone().unwrap(), bytes.clone());
+        let feeder = std::thread::spawn(move || {
+            writer.write_all(&sent).unwrap();
+            writer.shutdown(std::net::Shutdown::Write).unwrap();
+        });
+        let mut back = Vec::new();
+        stream.read_to_end(&mut back).unwrap();
+        feeder.join().unwrap();
+        assert!(back == bytes, "{} of {} bytes came back, or others", back.len(), bytes.len());
+    });
+    let options = ["--guest-ip", "10.77.5.2/24", "--allow", &address];
+    guest(&tap, &options, &format!("guest-tool tcp-echo {address}")).expect_status(0);
+    host.join().unwrap();
+}
+
+#[test]
 fn without_a_rule_nothing_is_reached() {
     let (tap, server) = (Tap::new("husk-deny", &["10.77.2.1/24"]), Server::new());
     let other = format!("10.77.2.1:{}", server.port ^ 1);

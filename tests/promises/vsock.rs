@@ -63,6 +63,38 @@ fn the_host_connects_to_the_guest() {
 }
 
 #[test]
+fn a_web_server_in_the_guest_answers_many_at_once() {
+    const CLIENTS: usize = 32;
+    let scratch = Scratch::new();
+    let root = rootfs::busybox_and_tool(scratch.path());
+    std::fs::create_dir(root.join("www")).unwrap();
+    let page: Vec<u8> = (0..100_000_u32).map(|i| u8::try_from(i % 241).unwrap()).collect();
+    std::fs::write(root.join("www/page"), &page).unwrap();
+    let (root, socket) = (root.to_string_lossy().into_owned(), scratch.name("v.sock"));
+    let line = format!(
+        "busybox ip link set lo up && busybox httpd -p 127.0.0.1:80 -h /www && \
+         guest-tool vsock-forward 80 127.0.0.1:80 {CLIENTS}"
+    );
+    let husk = Husk::run(&["--rootfs", &root, "--vsock", &socket], &["sh", "-c", &line]).spawn();
+    // All are connected before the first one asks.
+    let clients: Vec<_> = (0..CLIENTS).map(|_| connect(&socket, 80)).collect();
+    let asking = clients.into_iter().map(|mut client| {
+        std::thread::spawn(move || {
+            client.get_mut().write_all(b"GET /page HTTP/1.0\r\n\r\n").unwrap();
+            let mut answer = Vec::new();
+            client.read_to_end(&mut answer).unwrap();
+            answer
+        })
+    });
+    for client in asking.collect::<Vec<_>>() {
+        let answer = client.join().unwrap();
+        let head = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap();
+        assert!(answer.starts_with(b"HTTP/1.0 200 ") && answer[head + 4..] == page, "{} bytes", answer.len());
+    }
+    husk.finish().expect_status(0);
+}
+
+#[test]
 fn the_guest_connects_to_the_host() {
     let scratch = Scratch::new();
     let root = rootfs::busybox_and_tool(scratch.path()).to_string_lossy().into_owned();

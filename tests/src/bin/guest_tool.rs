@@ -18,6 +18,8 @@ fn main() -> ExitCode {
     let done = match words[..] {
         ["vsock-echo", port, connections] => echo(number(port), number(connections)),
         ["vsock-send", port, text] => send(number(port), text),
+        ["vsock-forward", port, address, connections] => forward(number(port), address, number(connections)),
+        ["tcp-echo", address] => tcp_echo(address),
         ["http-get", address] => http_get(address),
         ["direct-write", from, to] => direct_write(from, to),
         ["kill-init"] => kill_init(),
@@ -71,6 +73,37 @@ fn direct_write(from: &str, to: &str) -> std::io::Result<()> {
     }
     to.sync_all()?;
     println!("{written}");
+    Ok(())
+}
+
+/// Connects and sends back what comes, until it ends.
+fn tcp_echo(address: &str) -> std::io::Result<()> {
+    let stream = std::net::TcpStream::connect(address)?;
+    std::io::copy(&mut &stream, &mut &stream)?;
+    stream.shutdown(std::net::Shutdown::Write)
+}
+
+/// Accepts so many connections, side by side, and connects each with a server in this guest.
+fn forward(port: u32, address: &str, connections: u32) -> std::io::Result<()> {
+    let listener = vsock::listen(port)?;
+    let mut ways = Vec::new();
+    for _ in 0..connections {
+        let host = vsock::accept(&listener)?;
+        let server = std::net::TcpStream::connect(address)?;
+        let (mut from_host, mut to_server) = (host.try_clone()?, server.try_clone()?);
+        ways.push(std::thread::spawn(move || {
+            std::io::copy(&mut from_host, &mut to_server)?;
+            to_server.shutdown(std::net::Shutdown::Write)
+        }));
+        let (mut from_server, mut to_host) = (server, host);
+        ways.push(std::thread::spawn(move || {
+            std::io::copy(&mut from_server, &mut to_host)?;
+            vsock::shutdown_write(&to_host)
+        }));
+    }
+    for way in ways {
+        way.join().map_err(|_| std::io::Error::other("a thread panicked"))??;
+    }
     Ok(())
 }
 
