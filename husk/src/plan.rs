@@ -19,8 +19,8 @@ use crate::options::Options;
 use husk_protocol::exec::{Exec, User, WindowSize};
 use husk_protocol::network::{Mac, format_mac};
 use husk_protocol::spec::{
-    BootProtocol, CacheType, ConsoleDevice, FileRef, HugePages, MAX_REFILL_MS, RawConsole, RawDrive, RawSpec,
-    RawVolume,
+    BootProtocol, CacheType, ConsoleDevice, FileRef, HugePages, MAX_REFILL_MS, RawConsole, RawDrive, RawPart,
+    RawSpec, RawVolume,
 };
 use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
@@ -165,6 +165,8 @@ pub(crate) struct Places {
     pub(crate) root: Option<u32>,
     /// Drives of the configuration, then those of the options.
     pub(crate) drives: Vec<u32>,
+    /// Which part of its file the root is.
+    pub(crate) root_part: Option<RawPart>,
     /// Taps of the configuration, then that of the options, each with its MTU in bytes and an address of its own.
     pub(crate) taps: Vec<(u32, u64, Mac)>,
     /// Images in memory, in the order of [`images`] and then of the options.
@@ -250,6 +252,8 @@ fn check_base(base: &RawSpec) -> Result<(), PlanError> {
     key(base.exec.is_some(), "exec", "husk makes the exec channel itself")?;
     key(base.console.is_some(), "console", "use --console")?;
     key(!base.volumes.is_empty(), "volumes", "use --volume")?;
+    let root = base.drives.iter().find(|drive| drive.is_root_device);
+    key(root.is_some_and(|root| root.part.is_some()), "part of a root device", "a root is all of its file")?;
     if let Some(words) = &base.boot_source.boot_args {
         let right =
             words.len() <= LONGEST_BOOT_ARGS && words.bytes().all(|byte| (b' '..=b'~').contains(&byte));
@@ -352,6 +356,7 @@ pub(crate) fn with_files(mut spec: RawSpec, options: &Options, places: &Places) 
         cache_type: CacheType::Unsafe,
         queues: 1,
         rate_limiter,
+        part: places.root_part,
     });
     let mounted = options.drives.iter().enumerate().map(|(index, drive)| RawDrive {
         drive_id: drive_id(index),
@@ -362,6 +367,7 @@ pub(crate) fn with_files(mut spec: RawSpec, options: &Options, places: &Places) 
         cache_type: if drive.writable { CacheType::Writeback } else { CacheType::Unsafe },
         queues: 1,
         rate_limiter: None,
+        part: None,
     });
     let data = std::mem::take(&mut spec.drives).into_iter().filter(|drive| !drive.is_root_device);
     let files = places.drives.iter().map(|&place| FileRef::Fd(place));

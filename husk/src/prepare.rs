@@ -19,7 +19,7 @@ use crate::vsock::{Listener, VsockError};
 use husk_protocol::control::Fault;
 use husk_protocol::exec::{Mounts, Network};
 use husk_protocol::network::Mac;
-use husk_protocol::spec::{FileRef, HugePages, RawNetwork, RawSpec};
+use husk_protocol::spec::{FileRef, HugePages, RawNetwork, RawPart, RawSpec};
 use rustix::fs::OFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -154,10 +154,9 @@ pub(crate) fn prepare(options: &Options, manner: Manner<'_>) -> Result<Prepared,
     let memory = plan::least_memory_mib(options, &spec);
     plan::check_memory(memory, kernel.check_kernel()?, initrd_size, pmem_size)?;
     let (kernel, initrd) = (files.add(kernel.file), files.add(initrd));
-    let root = match plan::root_image(options, &base) {
-        Some(_) => None,
-        None => Some(files.add(open_root(options, &base, manner)?)),
-    };
+    let on_image = plan::root_image(options, &base).is_some();
+    let root = (!on_image).then(|| open_root(options, &base, manner)).transpose()?;
+    let (root, root_part) = root.map(|(file, part)| (files.add(file), part)).unzip();
     let drives = open_drives(options, &base, &mut files)?;
 
     let volume_server = (!options.volumes.is_empty()).then(|| assets.volume_server()).transpose()?;
@@ -177,6 +176,7 @@ pub(crate) fn prepare(options: &Options, manner: Manner<'_>) -> Result<Prepared,
         own_kernel,
         initrd,
         root,
+        root_part: root_part.flatten(),
         drives,
         taps,
         pmem,
@@ -270,11 +270,16 @@ fn open_initrd(options: &Options, base: &RawSpec, assets: &Assets) -> Result<(Fi
     Ok(memfile::initramfs(&assets.init()?)?)
 }
 
-fn open_root(options: &Options, base: &RawSpec, manner: Manner<'_>) -> Result<File, PrepareError> {
+/// The root's file, and which part of it the root is, if not all.
+fn open_root(
+    options: &Options,
+    base: &RawSpec,
+    manner: Manner<'_>,
+) -> Result<(File, Option<RawPart>), PrepareError> {
     let configured = base.drives.iter().find(|drive| drive.is_root_device);
     let named =
         options.rootfs.as_deref().or_else(|| configured.and_then(|drive| path_of(&drive.path_on_host)));
-    let Some(path) = named else { return Ok(memfile::default_root()?.0) };
+    let Some(path) = named else { return Ok(memfile::default_root()?) };
     let image = if path.is_dir() {
         let packer = Packer { cache: usual_cache(), signals: manner.signals, talkative: manner.talkative };
         packer.image_of(path)?
@@ -283,7 +288,7 @@ fn open_root(options: &Options, base: &RawSpec, manner: Manner<'_>) -> Result<Fi
     };
     image.check_file_system()?;
     image.lock(false)?;
-    Ok(image.file)
+    Ok((image.file, None))
 }
 
 /// The tap of each card, with its MTU in bytes and an Ethernet address that nobody else is likely to have.

@@ -173,6 +173,19 @@ pub struct RawDrive {
     /// How much is read and written in a time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limiter: Option<RawRateLimiter>,
+    /// Husk: the disk is this part of the file; absent: all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<RawPart>,
+}
+
+/// A part of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawPart {
+    /// Where it begins, in bytes.
+    pub offset: u64,
+    /// Its length in bytes.
+    pub bytes: u64,
 }
 
 /// What a guest's flush does.

@@ -301,7 +301,7 @@ fn socket_host(
 }
 
 fn disk(drive: &DriveSpec, file: File) -> Result<Block, MachineError> {
-    let block = Block::new(file, drive.id(), drive.is_read_only(), drive.cache());
+    let block = Block::of_part(file, drive.part(), drive.id(), drive.is_read_only(), drive.cache());
     let block = block.map_err(|source| MachineError::Drive { id: drive.id().into(), source })?;
     Ok(block.with_queues(drive.queues()))
 }

@@ -97,6 +97,7 @@ mod tests {
             cache_type: CacheType::Unsafe,
             queues: 1,
             rate_limiter: None,
+            part: None,
         });
         let names = FileNames::of(&options, &base);
         let told = |line| explained(&names, Fault::Guest, line, true);

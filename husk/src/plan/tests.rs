@@ -1,7 +1,7 @@
 use super::*;
 use crate::options::{DriveOption, NetworkOption, VolumeOption};
 use husk_protocol::exec::Disk;
-use husk_protocol::spec::{RawNetwork, RawRateLimiter, RawTokenBucket};
+use husk_protocol::spec::{RawNetwork, RawPart, RawRateLimiter, RawTokenBucket};
 
 fn options() -> Options {
     Options { command: vec!["true".into()], ..Options::default() }
@@ -16,6 +16,7 @@ pub(super) fn drive(id: &str, root: bool) -> RawDrive {
         cache_type: CacheType::Unsafe,
         queues: 1,
         rate_limiter: None,
+        part: None,
     }
 }
 
@@ -26,6 +27,7 @@ fn places() -> Places {
         own_kernel: true,
         initrd: 2,
         root: Some(3),
+        root_part: None,
         pmem: Vec::new(),
         drives: Vec::new(),
         taps: Vec::new(),
@@ -216,8 +218,10 @@ fn files_take_their_places_and_the_guest_finds_them_by_serial() {
         ..RawSpec::default()
     };
     let spec = machine(&over, &base).unwrap();
+    let root_part = Some(RawPart { offset: 4096, bytes: 8192 });
     let places = Places {
         drives: vec![4, 5],
+        root_part,
         taps: vec![(8, 1500, [2; 6]), (9, 1400, [6; 6])],
         listener: Some(7),
         console: Some(10),
@@ -236,6 +240,7 @@ fn files_take_their_places_and_the_guest_finds_them_by_serial() {
             ("husk-drive0", FileRef::Fd(5), false)
         ]
     );
+    assert_eq!(spec.drives.iter().map(|drive| drive.part).collect::<Vec<_>>(), [root_part, None, None]);
     check_cards(&spec.network_interfaces);
     assert_eq!(spec.vsock.unwrap().uds_path, Some(FileRef::Fd(7)));
     assert_eq!(spec.exec.unwrap().channel, FileRef::Fd(6));

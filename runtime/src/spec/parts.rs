@@ -7,14 +7,18 @@ use crate::arch::cmdline;
 use crate::memory::Backing;
 use husk_protocol::spec::{
     BootProtocol, CacheType, FileRef, HugePages, RawBalloon, RawBootSource, RawDrive, RawEntropy, RawExec,
-    RawPlacement, RawVsock,
+    RawPart, RawPlacement, RawVsock,
 };
 use std::num::NonZeroU16;
+use std::ops::Range;
 
 /// Highest CPU number that a pin may name: what an affinity mask of the kernel's default size holds.
 const MAX_CPU: u32 = 1023;
 /// vsock context ids: 0 to 2 are reserved, and the device's field for the guest has 32 significant bits (virtio 1.2, 5.10.4).
 const CIDS: std::ops::RangeInclusive<u64> = 3..=0xffff_fffe;
+
+/// The unit of a disk.
+const SECTOR_BYTES: u64 = 512;
 
 /// Guest memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,6 +108,25 @@ impl BootSpec {
     }
 }
 
+/// The bytes of a part of a file, at least a sector's, from a sector on. What is written to a disk is all of its file's.
+fn bounds(part: RawPart, read_only: bool, index: usize) -> Result<Range<u64>, SpecError> {
+    let wrong = |key: &str, value: u64, allowed: &str| SpecError::OutOfRange {
+        key: format!("drives[{index}].part{key}"),
+        value,
+        allowed: allowed.to_owned(),
+    };
+    if !read_only {
+        let allowed = "true: a drive that is written is a file of its own";
+        return Err(SpecError::malformed(format!("drives[{index}].is_read_only"), "false", allowed));
+    }
+    if !part.offset.is_multiple_of(SECTOR_BYTES) {
+        return Err(wrong(".offset", part.offset, "a multiple of 512"));
+    }
+    let end = part.offset.checked_add(part.bytes).filter(|_| part.bytes >= SECTOR_BYTES);
+    let end = end.ok_or_else(|| wrong(".bytes", part.bytes, "512 to 2^64 - 1 less the offset"))?;
+    Ok(part.offset..end)
+}
+
 /// One block device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DriveSpec {
@@ -114,6 +137,7 @@ pub struct DriveSpec {
     cache: CacheType,
     queues: u8,
     limiter: Option<LimiterSpec>,
+    part: Option<Range<u64>>,
 }
 
 impl DriveSpec {
@@ -137,6 +161,7 @@ impl DriveSpec {
             cache: raw.cache_type,
             queues,
             limiter: LimiterSpec::new(raw.rate_limiter, &format!("drives[{index}].rate_limiter"))?,
+            part: raw.part.map(|part| bounds(part, raw.is_read_only, index)).transpose()?,
         })
     }
 
@@ -174,6 +199,12 @@ impl DriveSpec {
     #[must_use]
     pub fn queues(&self) -> u8 {
         self.queues
+    }
+
+    /// The bytes of the file that are the disk, of a read-only one; `None`: all of it.
+    #[must_use]
+    pub fn part(&self) -> Option<Range<u64>> {
+        self.part.clone()
     }
 
     /// How much is read and written in a time; `None`: no limit.

@@ -1,8 +1,8 @@
 use super::*;
 use crate::memory::Backing;
 use husk_protocol::spec::{
-    ConsoleDevice, HugePages, RawBalloon, RawEntropy, RawExec, RawPlacement, RawPmem, RawRateLimiter,
-    RawTokenBucket, RawVolume, RawVsock,
+    ConsoleDevice, HugePages, RawBalloon, RawEntropy, RawExec, RawPart, RawPlacement, RawPmem,
+    RawRateLimiter, RawTokenBucket, RawVolume, RawVsock,
 };
 
 fn raw() -> RawSpec {
@@ -20,6 +20,7 @@ fn drive(id: &str) -> RawDrive {
         cache_type: Default::default(),
         queues: 1,
         rate_limiter: None,
+        part: None,
     }
 }
 
@@ -242,6 +243,22 @@ fn a_drive_has_no_more_queues_than_there_are_vcpus() {
         );
     }
     assert_eq!(accepted(queues(4)).drives()[0].queues(), 4);
+}
+
+#[test]
+fn a_part_of_a_file_is_a_read_only_disk() {
+    let part = |offset, bytes, is_read_only| {
+        let part = Some(RawPart { offset, bytes });
+        move |raw: &mut RawSpec| raw.drives = vec![drive("a"), RawDrive { part, is_read_only, ..drive("b") }]
+    };
+    assert_eq!(accepted(part(4096, 1024, true)).drives()[1].part(), Some(4096..5120));
+    assert_eq!(accepted(|raw| raw.drives = vec![drive("a")]).drives()[0].part(), None);
+    assert!(refused(part(0, 1024, false)).starts_with("drives[1].is_read_only: \"false\" is not allowed"));
+    assert!(refused(part(511, 1024, true)).starts_with("drives[1].part.offset: 511 is not allowed"));
+    for (offset, bytes) in [(0, 0), (0, 511), (1 << 63, 1 << 63), (512, u64::MAX)] {
+        let error = refused(part(offset, bytes, true));
+        assert!(error.starts_with(&format!("drives[1].part.bytes: {bytes} is not allowed")), "{error}");
+    }
 }
 
 #[test]

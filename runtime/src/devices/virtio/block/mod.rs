@@ -18,6 +18,7 @@ use husk_protocol::spec::CacheType;
 use request::{Disk, SECTOR_BYTES};
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use virtio_bindings::virtio_blk as blk;
 
@@ -49,6 +50,16 @@ pub enum BlockError {
         /// The file's length.
         bytes: u64,
     },
+    /// The file ends before the part of it that is the disk.
+    #[error("drive {id}: the file has {length} bytes; its part ends at {end}")]
+    Part {
+        /// The drive.
+        id: String,
+        /// Where the part ends.
+        end: u64,
+        /// The file's length.
+        length: u64,
+    },
     /// Neither has a length that stays.
     #[error("drive {id}: neither a regular file nor a block device")]
     NotADisk {
@@ -74,7 +85,23 @@ impl Block {
     /// The disk that `file` is. Its guest reads `id`'s first 20 bytes as the serial number. Without write-back caching
     /// no flush is offered: then what the guest wrote is as safe as the host's page cache.
     pub fn new(file: File, id: &str, read_only: bool, cache: CacheType) -> Result<Self, BlockError> {
-        let bytes = length(&file, id)?;
+        Self::of_part(file, None, id, read_only, cache)
+    }
+
+    /// The same, if a part is given for those bytes of `file` alone.
+    pub fn of_part(
+        file: File,
+        part: Option<Range<u64>>,
+        id: &str,
+        read_only: bool,
+        cache: CacheType,
+    ) -> Result<Self, BlockError> {
+        let length = length(&file, id)?;
+        let part = part.unwrap_or(0..length);
+        if part.end > length {
+            return Err(BlockError::Part { id: id.to_owned(), end: part.end, length });
+        }
+        let bytes = part.end.saturating_sub(part.start);
         let sectors = bytes / SECTOR_BYTES;
         if sectors == 0 {
             return Err(BlockError::TooSmall { id: id.to_owned(), bytes });
@@ -98,7 +125,7 @@ impl Block {
         for (to, from) in serial.iter_mut().zip(id.bytes()) {
             *to = from;
         }
-        let disk = Arc::new(Disk { file, sectors, read_only, writeback, serial });
+        let disk = Arc::new(Disk { file, start: part.start, sectors, read_only, writeback, serial });
         Ok(Self { disk, features, config, queue_sizes: vec![QUEUE_SIZE], limit: None })
     }
 

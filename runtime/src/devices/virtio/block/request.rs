@@ -28,6 +28,8 @@ pub(super) const HEADER_BYTES: usize = 16;
 #[derive(Debug)]
 pub(super) struct Disk {
     pub(super) file: File,
+    /// Where the disk begins in the file, in bytes; 0 of one that is written.
+    pub(super) start: u64,
     pub(super) sectors: u64,
     pub(super) read_only: bool,
     /// Whether a flush reaches the medium.
@@ -110,8 +112,8 @@ fn transfer<'m>(
     if !bytes.is_multiple_of(SECTOR_BYTES) || bytes > MAX_BYTES || end.is_none_or(|end| end > disk.sectors) {
         return Status::IoError;
     }
-    // The end is on the disk, so its offset in bytes does not overflow.
-    let mut offset = sector * SECTOR_BYTES;
+    // The end is on the disk, so its offset in the file does not overflow.
+    let mut offset = disk.start + sector * SECTOR_BYTES;
     while !data.is_empty() {
         match step(data, disk.file.as_fd(), offset) {
             // The file has shrunk under the disk.

@@ -42,6 +42,16 @@ fn what_cannot_be_a_disk_is_refused_by_name() {
 }
 
 #[test]
+fn a_part_of_a_file_is_a_disk_of_its_own() {
+    let part = |part, len| Block::of_part(file(len), Some(part), "x", true, CacheType::Unsafe);
+    assert_eq!(config(&part(512..2048, 2048).unwrap(), 0), 3);
+    assert!(part(512..2049, 2048).unwrap_err().to_string().contains("2048 bytes; its part ends at 2049"));
+    for nothing in [512..1023, 2048..2048] {
+        assert!(part(nothing, 2048).unwrap_err().to_string().contains("at least one sector"));
+    }
+}
+
+#[test]
 fn features_say_what_the_disk_can() {
     let offers = |block: &Block, bit: u32| block.features() & 1 << bit != 0;
     let plain = disk(512);

@@ -21,6 +21,7 @@ pub(crate) fn rig() -> Rig {
         file.write_all(&[sector; 512]).unwrap();
     }
     let disk = Disk {
+        start: 0,
         file,
         sectors: SECTORS,
         read_only: false,
@@ -234,6 +235,19 @@ fn a_flush_reaches_the_file_or_is_not_offered() {
     let (reader, _writer) = std::io::pipe().unwrap();
     rig.disk.file = File::from(std::os::fd::OwnedFd::from(reader));
     assert_eq!(rig.plain(blk::VIRTIO_BLK_T_FLUSH, 0), (Ok(1), 1));
+}
+
+#[test]
+fn a_disk_that_is_a_part_ends_where_the_part_does() {
+    let mut rig = rig();
+    rig.disk = Disk { start: 5 * 512, sectors: 3, read_only: true, ..rig.disk };
+    assert_eq!(rig.read(2, &[buffer(DATA, 512)]).1, Status::Ok as u8);
+    assert_eq!(rig.memory.read_obj::<u8>(GuestAddress(DATA)).unwrap(), 7);
+    for beyond in [3, u64::MAX / 512, u64::MAX] {
+        assert_eq!(rig.read(beyond, &[buffer(DATA, 512)]).1, Status::IoError as u8, "{beyond}");
+    }
+    assert_eq!(rig.read(2, &[buffer(DATA, 1024)]).1, Status::IoError as u8, "across its end");
+    assert_eq!(rig.write(0, &[buffer(DATA, 512)]).1, Status::IoError as u8);
 }
 
 #[test]
