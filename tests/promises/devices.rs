@@ -64,7 +64,7 @@ fn the_guest_says_how_its_memory_is_used() {
     let balloon = r#"{"amount_mib": 64, "deflate_on_oom": false, "stats_polling_interval_s": 1}"#;
     let config = with_balloon(&scratch, balloon);
     // Until the balloon is full, and for one answer more.
-    let script = "for i in $(seq 100); do \
+    let script = "for i in $(seq 400); do \
            t=$(sed -n 's/MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo); [ $t -lt 65536 ] && break; sleep 0.1; \
          done; sleep 3; echo $t";
     let outcome =
@@ -89,7 +89,7 @@ fn without_an_interval_it_is_not_asked() {
 #[test]
 fn memory_grows_when_the_guest_runs_out() {
     // The guest's kernel takes 25 MiB, so 52 MiB at once are more than 64 have.
-    let script = "for i in $(seq 100); do \
+    let script = "for i in $(seq 400); do \
            f=$(sed -n 's/MemFree: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo); [ $f -lt 46080 ] && break; sleep 0.1; \
          done; echo $f; dd if=/dev/zero of=/dev/null bs=52M count=1 2>/dev/null";
     let command = ["sh", "-c", script];
