@@ -4,7 +4,7 @@
 //! twice, a path (the cell has none), and files that cannot be what their role needs. Invariant: a descriptor has one role;
 //! one without a role is closed before the guest runs.
 
-use crate::spec::MachineSpec;
+use crate::spec::{DriveSpec, MachineSpec};
 use husk_protocol::spec::FileRef;
 use rustix::fs::{FileType, OFlags, SeekFrom, fcntl_getfl, fstat, seek};
 use rustix::io::Errno;
@@ -150,7 +150,7 @@ impl Resources {
         let mut drives = Vec::with_capacity(spec.drives().len());
         for drive in spec.drives() {
             let role = format!("drives[{}].path_on_host (drive {:?})", drives.len(), drive.id());
-            drives.push(pool.disk(&role, drive.file(), !drive.is_read_only())?);
+            drives.push(pool.disk(&role, drive)?);
         }
         let mut taps = Vec::with_capacity(spec.networks().len());
         for card in spec.networks() {
@@ -208,15 +208,20 @@ impl Pool {
         Ok(file)
     }
 
-    fn disk(&mut self, role: &str, file: &FileRef, write: bool) -> Result<File, ResourceError> {
-        let file = File::from(self.take(role, file)?);
+    /// A file that is a disk, or of which a part is one.
+    fn disk(&mut self, role: &str, drive: &DriveSpec) -> Result<File, ResourceError> {
+        let file = File::from(self.take(role, drive.file())?);
         let bytes = disk_size(role, &file)?;
-        if bytes == 0 || !bytes.is_multiple_of(SECTOR) {
-            let allowed = "a multiple of 512, and not 0,";
-            return Err(ResourceError::Size { role: role.into(), bytes, allowed });
+        let wrong = |bytes, allowed| Err(ResourceError::Size { role: role.into(), bytes, allowed });
+        match drive.part() {
+            None if bytes == 0 || !bytes.is_multiple_of(SECTOR) => {
+                return wrong(bytes, "a multiple of 512, and not 0,");
+            }
+            Some(part) if part.end > bytes => return wrong(bytes, "at least the end of its part"),
+            _ => {}
         }
         may(role, &file, false)?;
-        if write {
+        if !drive.is_read_only() {
             may(role, &file, true)?;
         }
         Ok(file)

@@ -114,6 +114,7 @@ fn a_server_dies_with_a_husk_that_is_killed() {
         assert!(Instant::now() < deadline, "the server outlives husk");
         std::thread::sleep(Duration::from_millis(10));
     }
+    Husk::new(["gc"]).output().expect_status(0);
 }
 
 #[test]

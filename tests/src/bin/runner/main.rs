@@ -4,6 +4,7 @@
 //!
 //! With `--claims DIR` several runners share the work: a test is run by the one that makes the file of its name there.
 //! `--first FILE` names the tests that take minutes, a line each: begun first, so that the runners end at about one time.
+//! `--only FILE` and `--without FILE` name the tests that are, or are not, this machine's.
 //!
 //! A test that prints `HUSK-SKIP reason` and ends well is skipped; it must stand on the list of skips (a line each:
 //! name, tab, reason), else it has failed. `HUSK_TESTS_NO_SKIPS=1`, set where the machine can run everything, makes
@@ -17,7 +18,7 @@ use journal::Journal;
 use list::Skips;
 use one::Verdict;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,8 @@ struct Options {
     journal: Option<PathBuf>,
     claims: Option<PathBuf>,
     first: Option<PathBuf>,
+    only: Option<PathBuf>,
+    without: Option<PathBuf>,
     deadline: Duration,
     filter: String,
     executables: Vec<PathBuf>,
@@ -39,6 +42,8 @@ fn options() -> Result<Options, String> {
         journal: None,
         claims: None,
         first: None,
+        only: None,
+        without: None,
         deadline: Duration::from_secs(1200),
         filter: std::env::var("HUSK_TESTS_FILTER").unwrap_or_default(),
         executables: Vec::new(),
@@ -52,6 +57,8 @@ fn options() -> Result<Options, String> {
             "--journal" => options.journal = Some(value()?.into()),
             "--claims" => options.claims = Some(value()?.into()),
             "--first" => options.first = Some(value()?.into()),
+            "--only" => options.only = Some(value()?.into()),
+            "--without" => options.without = Some(value()?.into()),
             "--filter" => options.filter = value()?,
             "--deadline" => {
                 let text = value()?;
@@ -67,21 +74,19 @@ fn options() -> Result<Options, String> {
 }
 
 impl Options {
-    /// The tests that the filter takes, with their executables, those of `--first` before the others.
+    /// The tests that the filter and the lists take, with their executables, those of `--first` before the others.
     fn tests(&self) -> Result<Vec<(&PathBuf, String)>, String> {
-        let first = match &self.first {
-            Some(path) => {
-                std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?
-            }
-            None => String::new(),
+        let [first, only, without] =
+            [&self.first, &self.only, &self.without].map(|path| path.as_deref().map(lines).transpose());
+        let (first, only, without) = (first?.unwrap_or_default(), only?, without?.unwrap_or_default());
+        let wanted = |name: &String| {
+            let listed = only.as_ref().is_none_or(|only| only.contains(name));
+            listed && !without.contains(name) && name.contains(&self.filter)
         };
-        let first: Vec<&str> = first.lines().collect();
         let mut tests = Vec::new();
         for executable in &self.executables {
             let names = one::tests_of(executable)?;
-            tests.extend(
-                names.into_iter().filter(|name| name.contains(&self.filter)).map(|name| (executable, name)),
-            );
+            tests.extend(names.into_iter().filter(wanted).map(|name| (executable, name)));
         }
         tests.sort_by_key(|(_, name)| first.iter().position(|it| it == name).unwrap_or(first.len()));
         Ok(tests)
@@ -96,6 +101,12 @@ impl Options {
             Err(error) => Err(format!("{}: {error}", dir.join(name).display())),
         }
     }
+}
+
+/// The names in a list, without what is said about it.
+fn lines(path: &Path) -> Result<Vec<String>, String> {
+    let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    Ok(text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect())
 }
 
 fn main() -> ExitCode {
