@@ -89,7 +89,9 @@ fn a_web_server_in_the_guest_answers_many_at_once() {
     for client in asking.collect::<Vec<_>>() {
         let answer = client.join().unwrap();
         let head = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap();
-        assert!(answer.starts_with(b"HTTP/1.0 200 ") && answer[head + 4..] == page, "{} bytes", answer.len());
+        let said = String::from_utf8_lossy(&answer[..head]);
+        assert!(said.lines().next().is_some_and(|line| line.contains(" 200 ")), "{said}");
+        assert!(answer[head + 4..] == page, "{} bytes", answer.len());
     }
     husk.finish().expect_status(0);
 }
