@@ -1,7 +1,7 @@
 //! The host's end of a stream: takes everything and says so, or gives as much as is wanted.
 //!
-//! Owns a listener for one connection. Refuses more. Invariant: a stream from the guest is answered with one byte after its
-//! end, when the last byte has been read here.
+//! Owns a listener for one connection. Refuses more. Invariant: a stream from the guest is answered with one byte when its
+//! last byte has been read here.
 
 use super::{BLOCK, CHUNK, Way};
 use std::io::{self, Read, Write};
@@ -24,8 +24,14 @@ pub fn on_unix(listener: UnixListener, way: Way, mib: u64) -> JoinHandle<io::Res
 fn serve(stream: &mut (impl Read + Write), way: Way, mib: u64) -> io::Result<()> {
     match way {
         Way::Out => {
-            let mut room = vec![0; BLOCK];
-            while stream.read(&mut room)? > 0 {}
+            let (mut room, mut left) = (vec![0; BLOCK], mib << 20);
+            while left > 0 {
+                let count = stream.read(&mut room)?;
+                if count == 0 {
+                    return Err(io::Error::other(format!("the guest's stream ended {left} bytes early")));
+                }
+                left = left.saturating_sub(count as u64);
+            }
             stream.write_all(b".")
         }
         Way::In => {
