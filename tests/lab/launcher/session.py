@@ -175,8 +175,11 @@ class Session:
         return min(end, killed, key=lambda pair: pair[0])
 
     def _patience(self):
-        """How long to sleep, in seconds; the output threads do not wake us."""
-        return max(0.0, self._deadline()[0] - time.monotonic()) + 0.01 if self.ended is None else 0.01
+        """How long to sleep, in seconds, at most an hour (poll(2) counts milliseconds in 31 bits); the output threads do not
+        wake us."""
+        if self.ended is not None:
+            return 0.01
+        return min(max(0.0, self._deadline()[0] - time.monotonic()) + 0.01, 3600.0)
 
     def _signal(self, number):
         if number == signal.SIGWINCH and self.saved is not None:
