@@ -3,6 +3,17 @@
 //! Literals, because the build script runs on the host and must not take the host's numbers. A test built for the
 //! target compares each with the headers' encoding. Sources: linux/kvm.h, asm-generic/mman-common.h, linux/sched.h.
 
+/// The literals, and their names for the reader of a list.
+macro_rules! literals {
+    ($($(#[$about:meta])* $visibility:vis const $name:ident: $kind:ty = $value:expr;)*) => {
+        $($(#[$about])* $visibility const $name: $kind = $value;)*
+
+        /// Every literal by its name; a number may have several, for different calls.
+        pub(crate) const NAMES: &[(&str, u64)] = &[$((stringify!($name), $name as u64)),*];
+    };
+}
+
+literals! {
 /// The signal that takes a vCPU thread out of `KVM_RUN`: musl's first real-time signal, free in every C library.
 pub const VCPU_KICK_SIGNAL: u32 = 35;
 /// What a failed assertion of the C library raises.
@@ -137,3 +148,4 @@ pub(crate) const KVM_SET_ONE_REG: u32 = 0x4010_aeac;
 pub(crate) const KVM_ARM_VCPU_INIT: u32 = 0x4020_aeae;
 /// aarch64: asks which kind of vCPU this host makes.
 pub(crate) const KVM_ARM_PREFERRED_TARGET: u32 = 0x8020_aeaf;
+}
