@@ -41,6 +41,12 @@ impl Assets {
         }
     }
 
+    /// One directory, and no other.
+    #[cfg(test)]
+    pub(crate) fn at(directory: &Path) -> Self {
+        Self { directories: vec![directory.to_owned()] }
+    }
+
     /// Husk's jailer.
     pub(crate) fn jailer(&self) -> Result<PathBuf, AssetError> {
         self.find("husk-jailer")

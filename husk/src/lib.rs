@@ -10,6 +10,7 @@ pub mod cli;
 mod config;
 mod control;
 mod cpio;
+mod doctor;
 mod gc;
 mod host;
 mod image;

@@ -65,6 +65,8 @@ pub struct Options {
     pub vsock: Option<PathBuf>,
     /// The guest gets random bytes from the host.
     pub entropy: bool,
+    /// Refuse a host on which code of strangers is not safely kept apart.
+    pub strict: bool,
     /// Program and arguments.
     pub command: Vec<OsString>,
 }
@@ -97,6 +99,7 @@ impl Default for Options {
             network: None,
             vsock: None,
             entropy: false,
+            strict: false,
             command: Vec::new(),
         }
     }

@@ -6,6 +6,7 @@
 
 use crate::assets::{AssetError, Assets};
 use crate::config::{self, ConfigError};
+use crate::doctor::{self, Refusal};
 use crate::host::{self, HostError};
 use crate::image::{Access, Image, ImageError};
 use crate::memfile::{self, MemoryFileError};
@@ -39,6 +40,9 @@ pub(crate) enum PrepareError {
     /// The machine.
     #[error(transparent)]
     Host(#[from] HostError),
+    /// The machine keeps strangers apart badly, and that matters.
+    #[error(transparent)]
+    Unsafe(#[from] Refusal),
     /// A file of Husk's own.
     #[error(transparent)]
     Asset(#[from] AssetError),
@@ -75,7 +79,7 @@ impl PrepareError {
             Self::Tap(error) => error.fault(),
             Self::Image(error) => error.fault(),
             Self::Pack(error) => error.fault(),
-            Self::Asset(_) | Self::Memory(_) | Self::Descriptors(_) => Fault::Host,
+            Self::Unsafe(_) | Self::Asset(_) | Self::Memory(_) | Self::Descriptors(_) => Fault::Host,
         }
     }
 }
@@ -141,9 +145,8 @@ impl Files {
 pub(crate) fn prepare(options: &Options, manner: Manner<'_>) -> Result<Prepared, PrepareError> {
     let base = options.config.as_deref().map(config::read).transpose()?.unwrap_or_default();
     let spec = plan::machine(options, &base)?;
-    host::check_user()?;
     let mut files = Files::default();
-    files.add(host::open_kvm()?);
+    files.add(open_kvm(options)?);
     check_host(&spec)?;
     let assets = Assets::usual();
     let (jailer, runtime) = (assets.jailer()?, assets.runtime()?);
@@ -201,6 +204,16 @@ pub(crate) fn prepare(options: &Options, manner: Manner<'_>) -> Result<Prepared,
         told,
         names: FileNames::of(options, &base),
     })
+}
+
+/// /dev/kvm, if this caller and this machine may run sandboxes.
+fn open_kvm(options: &Options) -> Result<File, PrepareError> {
+    host::check_user()?;
+    let kvm = host::open_kvm()?;
+    if options.strict {
+        doctor::refuse_if_unsafe()?;
+    }
+    Ok(kvm)
 }
 
 /// vsock's socket on the host, and the place of the descriptor that the cell gets of it.

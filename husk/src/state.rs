@@ -158,6 +158,11 @@ impl State {
         Self { base: base.to_owned() }
     }
 
+    /// Where it is.
+    pub(crate) fn base(&self) -> &Path {
+        &self.base
+    }
+
     /// Where the jailer makes its directories.
     pub(crate) fn jail_base(&self) -> PathBuf {
         self.base.join("jail")

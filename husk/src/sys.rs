@@ -3,6 +3,8 @@
 //! Owns no state. Refuses nothing: errors are the kernel's. Invariant: every call here hands the kernel either plain
 //! numbers or pointers to live, correctly sized locals.
 
+pub(crate) mod probe;
+
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{FromRawFd, OwnedFd};

@@ -36,6 +36,7 @@ pub(crate) enum Subcommand {
     Ps(Ps),
     Kill(Kill),
     Gc(Gc),
+    Doctor(Doctor),
     Version(Version),
 }
 
@@ -147,6 +148,9 @@ pub(crate) struct Run {
     /// name server, written to the guest's /etc/resolv.conf; up to three
     #[argh(option, arg_name = "address")]
     dns: Vec<IpAddr>,
+    /// refuse to run where husk doctor says unsafe
+    #[argh(switch)]
+    strict: bool,
     /// name of the sandbox: letters, digits and hyphens, at most 64; default: random
     #[argh(option, arg_name = "id")]
     id: Option<String>,
@@ -185,6 +189,27 @@ pub(crate) struct Kill {
 #[derive(Debug, FromArgs)]
 #[argh(subcommand, name = "gc")]
 pub(crate) struct Gc {}
+
+/// Say what this machine offers and lacks for sandboxes of strangers' code, and what mends it.
+#[derive(Debug, FromArgs)]
+#[argh(
+    subcommand,
+    name = "doctor",
+    note = "Exit status: that of the worst check.",
+    error_code(0, "Everything is fine, or worth knowing (ok, note)."),
+    error_code(1, "A wall is thinner than it could be, or something is slow (degraded)."),
+    error_code(2, "A known way to another's secrets, or out of a sandbox, is open (unsafe)."),
+    error_code(3, "husk run cannot work here (unusable)."),
+    error_code(125, "Husk itself failed.")
+)]
+pub(crate) struct Doctor {
+    /// print one JSON object
+    #[argh(switch)]
+    pub(crate) json: bool,
+    /// print the seccomp filters of all threads instead, one rule a line
+    #[argh(switch)]
+    pub(crate) filters: bool,
+}
 
 /// Print husk's version.
 #[derive(Debug, FromArgs)]
@@ -309,6 +334,7 @@ impl Run {
             network,
             vsock: self.vsock,
             entropy: self.entropy,
+            strict: self.strict,
             command,
         })
     }

@@ -7,6 +7,7 @@ mod args;
 mod normal;
 
 use crate::cgroup::Hierarchies;
+use crate::doctor;
 use crate::gc;
 use crate::outcome::Outcome;
 use crate::pack;
@@ -18,7 +19,7 @@ use crate::state::{Record, State};
 use crate::timeline::{Timeline, realtime_ns};
 use crate::{sys, terminal};
 use argh::FromArgs;
-use args::{Husk, Kill, Ps, Run, Subcommand, Telling};
+use args::{Doctor, Husk, Kill, Ps, Run, Subcommand, Telling};
 use husk_protocol::control::Fault;
 use husk_protocol::exit::HUSK_FAILED;
 use normal::{Normal, normalise};
@@ -60,7 +61,7 @@ fn parse(arguments: Vec<OsString>) -> Result<Parsed, String> {
     let subcommand =
         arguments.iter().filter_map(|argument| argument.to_str()).find(|word| !word.starts_with('-'));
     let program = match subcommand {
-        Some(name @ ("run" | "ps" | "kill" | "gc" | "version")) => format!("husk {name}"),
+        Some(name @ ("run" | "ps" | "kill" | "gc" | "doctor" | "version")) => format!("husk {name}"),
         _ => "husk".to_owned(),
     };
     let Normal { args, command } = normalise(arguments).map_err(|line| hint(&line, &program))?;
@@ -69,7 +70,7 @@ fn parse(arguments: Vec<OsString>) -> Result<Parsed, String> {
         Ok(Husk { version: true, .. }) => Ok(Parsed::Do(Subcommand::Version(args::Version {}), None)),
         Ok(Husk { command: Some(subcommand), .. }) => Ok(Parsed::Do(subcommand, command)),
         Ok(Husk { command: None, .. }) => {
-            Err(hint("no subcommand is given; run, ps, kill, gc and version are known", "husk"))
+            Err(hint("no subcommand is given; run, ps, kill, gc, doctor and version are known", "husk"))
         }
         Err(exit) if exit.status.is_ok() => Ok(Parsed::Print(exit.output)),
         Err(exit) => Err(hint(&explain(&exit.output, command.is_none() && program == "husk run"), &program)),
@@ -99,6 +100,7 @@ fn execute(command: Subcommand, rest: Option<Vec<OsString>>, start_ns: u64) -> u
         Subcommand::Ps(options) => ps(&options),
         Subcommand::Kill(options) => kill(&options),
         Subcommand::Gc(_) => collect(),
+        Subcommand::Doctor(options) => examine(&options),
         Subcommand::Version(_) => print(concat!("husk ", env!("CARGO_PKG_VERSION"))),
     }
 }
@@ -232,6 +234,25 @@ fn collect() -> u8 {
         fail(&format!("not removed: {line}"));
     }
     if collected.failed.is_empty() { status } else { HUSK_FAILED }
+}
+
+/// `husk doctor`: the status is that of the worst check.
+fn examine(options: &Doctor) -> u8 {
+    if options.filters {
+        if options.json {
+            return fail(&hint("--filters is a list of lines and has no JSON", "husk doctor"));
+        }
+        return print(&husk_seccomp::listing());
+    }
+    let checks = doctor::examine(doctor::Extent::All);
+    let printed = if options.json {
+        print(&doctor::json(&checks).to_string())
+    } else {
+        let columns = terminal::size(std::io::stdout().as_fd()).ok().map(|size| size.cols);
+        let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        print(&doctor::table(&checks, doctor::Style::new(columns, plain)))
+    };
+    if printed == 0 { doctor::worst(&checks).status() } else { printed }
 }
 
 /// Prints what was asked for on standard output.

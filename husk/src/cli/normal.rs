@@ -142,7 +142,8 @@ mod tests {
             let error = Husk::from_args(&["husk"], &["run", option]).unwrap_err().output;
             assert!(error.contains("No value provided"), "{option}: {error}");
         }
-        for switch in ["--prefault", "--console", "--entropy", "--json", "--timings", "-i", "-t"] {
+        for switch in ["--prefault", "--console", "--entropy", "--strict", "--json", "--timings", "-i", "-t"]
+        {
             Husk::from_args(&["husk"], &["run", switch]).unwrap();
         }
         let help = Husk::from_args(&["husk"], &["run", "--help"]).unwrap_err().output;
@@ -150,8 +151,17 @@ mod tests {
             help.lines().filter_map(|line| line.trim().split(' ').find(|word| word.starts_with("--")))
         {
             let known = VALUED.contains(&option)
-                || ["--prefault", "--interactive", "--tty", "--console", "--entropy", "--json", "--timings"]
-                    .contains(&option)
+                || [
+                    "--prefault",
+                    "--interactive",
+                    "--tty",
+                    "--console",
+                    "--entropy",
+                    "--strict",
+                    "--json",
+                    "--timings",
+                ]
+                .contains(&option)
                 || ["--help,", "--help", "--"].contains(&option);
             assert!(known, "{option} is in the help but not in the table");
         }

@@ -22,7 +22,7 @@ fn options(words: &[&str]) -> (crate::Options, Telling) {
 fn every_option_of_run_arrives() {
     let line = "run --rootfs=r --kernel k --initrd i --vcpus 2 --memory=1G --memory-max 2G --env A=1 --env B=2 --workdir /w --user u \
                 --timeout 30s --boot-timeout=5s --hugepages 2M --prefault --pin 0,1 -it --console --json --timings \
-                --drive f:/d:rw --pmem p:/p --volume h:/v --config c --vsock v --entropy --id one -- sh -c x";
+                --drive f:/d:rw --pmem p:/p --volume h:/v --config c --vsock v --entropy --strict --id one -- sh -c x";
     let words: Vec<&str> = line.split_whitespace().collect();
     let (options, telling) = options(&words);
     assert_eq!((options.memory_mib, options.memory_max_mib), (Some(1024), Some(2048)));
@@ -31,7 +31,7 @@ fn every_option_of_run_arrives() {
     assert_eq!(options.boot_timeout, Duration::from_secs(5));
     assert_eq!(options.pin, [0, 1]);
     assert!(options.hugepages && options.prefault && options.stdin && options.terminal && options.console);
-    assert!(options.entropy);
+    assert!(options.entropy && options.strict);
     assert!(options.drives[0].writable);
     assert_eq!(options.pmem[0].target, "/p");
     assert!(!options.volumes[0].writable);
