@@ -2,6 +2,7 @@
 //! real jailer built; and each attempt succeeds outside, so that what is denied inside is denied by the cell.
 
 use husk_tests::cell::{Ending, inside, outside};
+use husk_tests::husk::Husk;
 use husk_tests::scratch::Scratch;
 use std::net::TcpListener;
 use std::os::linux::net::SocketAddrExt;
@@ -108,6 +109,12 @@ fn no_attempt_succeeds_behind_the_filters() {
             );
         }
     }
+}
+
+#[test]
+fn a_guest_has_no_virtualization_of_its_own() {
+    let outcome = Husk::sh("grep -c hypervisor /proc/cpuinfo; grep -cwE 'svm|vmx' /proc/cpuinfo").output();
+    assert_eq!(outcome.text(), "1\n0\n", "{}", outcome.stderr);
 }
 
 #[test]

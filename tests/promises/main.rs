@@ -10,6 +10,7 @@ mod command;
 mod config;
 mod density;
 mod devices;
+mod doctor;
 mod drives;
 mod faults;
 mod filters;

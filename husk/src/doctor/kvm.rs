@@ -117,14 +117,13 @@ impl Facts {
     }
 
     fn nested(&self) -> Check {
-        const WHY: &str =
-            "a guest that may use virtualization itself reaches a large part of KVM that it has no use for";
+        const WHY: &str = "KVM can play virtualization to guests; husk hides it from its own, other programs on this host may not";
         let name = "nested";
         match &self.module {
             None => Check::new(name, Verdict::Note, "unknown: no module of KVM's is loaded", WHY),
             Some((module, reading)) => match reading.text() {
-                Some("0" | "N") => Check::new(name, Verdict::Ok, "not offered to guests", WHY),
-                Some("1" | "Y") => Check::new(name, Verdict::Degraded, format!("offered to guests by {module}"), WHY)
+                Some("0" | "N") => Check::new(name, Verdict::Ok, "not possible", WHY),
+                Some("1" | "Y") => Check::new(name, Verdict::Note, format!("possible, by {module}"), WHY)
                     .mend(format!(
                         "echo options {module} nested=0 > /etc/modprobe.d/husk.conf && modprobe -r {module} && modprobe {module}"
                     )),

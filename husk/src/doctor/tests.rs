@@ -158,7 +158,7 @@ const CHANGES: &[(&str, &str, &str, Verdict)] = &[
     ("proc/cpuinfo", "nonsense", "virtualization", Verdict::Note),
     ("proc/cpuinfo", "flags : vmx hypervisor", "machine", Verdict::Note),
     ("proc/cpuinfo", "flags : vmx", "microcode", Verdict::Note),
-    ("sys/module/kvm_intel/parameters/nested", "Y", "nested", Verdict::Degraded),
+    ("sys/module/kvm_intel/parameters/nested", "Y", "nested", Verdict::Note),
     ("sys/devices/system/cpu/smt/active", "1", "smt", Verdict::Degraded),
     ("sys/devices/system/cpu/smt/active", "", "smt", Verdict::Note),
     ("proc/cmdline", "quiet mitigations=off", "mitigations", Verdict::Unsafe),

@@ -18,7 +18,9 @@ pub(super) fn adapt(supported: &CpuId, index: u8, vcpus: u8, tsc_deadline: bool)
             // No performance counters: they are neither saved nor shared fairly.
             0xa => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
             0xb | 0x1f => topology(entry, index, vcpus),
-            0x8000_0001 => entry.ecx &= !AMD_PERFORMANCE_COUNTERS,
+            0x8000_0001 => entry.ecx &= !(AMD_PERFORMANCE_COUNTERS | SVM),
+            // What SVM can do.
+            0x8000_000a => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
             0x8000_0008 => {
                 // Core count minus one, and the bits of an APIC id that number cores.
                 entry.ecx = (u32::from(vcpus) - 1) | id_bits(vcpus) << 12;
@@ -38,14 +40,21 @@ pub(super) fn adapt(supported: &CpuId, index: u8, vcpus: u8, tsc_deadline: bool)
 /// `PerfCtrExtCore`, `PerfCtrExtNB`, `PerfTsc`, `PerfCtrExtLLC` in 0x80000001 ECX.
 const AMD_PERFORMANCE_COUNTERS: u32 = 1 << 23 | 1 << 24 | 1 << 27 | 1 << 28;
 
-/// Leaf 1: APIC id, logical processors; TSC deadline and hypervisor bits.
+/// AMD's virtualization, in 0x80000001 ECX. A guest that is not told of it cannot turn it on: KVM refuses EFER.SVME, and
+/// with it stays shut the part of KVM that plays a processor's virtualization to a guest.
+const SVM: u32 = 1 << 2;
+/// Intel's, in leaf 1 ECX; KVM refuses CR4.VMXE.
+const VMX: u32 = 1 << 5;
+
+/// Leaf 1: APIC id, logical processors; TSC deadline and hypervisor bits; no virtualization.
 fn features(entry: &mut kvm_cpuid_entry2, index: u8, vcpus: u8, tsc_deadline: bool) {
     const TSC_DEADLINE: u32 = 1 << 24;
     const HYPERVISOR: u32 = 1 << 31;
     const HTT: u32 = 1 << 28;
     const PDCM: u32 = 1 << 15;
     entry.ebx = u32::from(index) << 24 | u32::from(vcpus) << 16 | entry.ebx & 0xffff;
-    entry.ecx = entry.ecx & !(TSC_DEADLINE | PDCM) | HYPERVISOR | if tsc_deadline { TSC_DEADLINE } else { 0 };
+    entry.ecx =
+        entry.ecx & !(TSC_DEADLINE | PDCM | VMX) | HYPERVISOR | if tsc_deadline { TSC_DEADLINE } else { 0 };
     entry.edx = if vcpus > 1 { entry.edx | HTT } else { entry.edx & !HTT };
 }
 
@@ -91,8 +100,19 @@ mod tests {
             edx: 0xffff_ffff,
             ..Default::default()
         };
-        let leaves =
-            [(1, 0), (4, 0), (6, 0), (0xa, 0), (0xb, 0), (0xb, 1), (0xb, 2), (0x8000_0008, 0), (7, 0)];
+        let leaves = [
+            (1, 0),
+            (4, 0),
+            (6, 0),
+            (0xa, 0),
+            (0xb, 0),
+            (0xb, 1),
+            (0xb, 2),
+            (0x8000_0001, 0),
+            (0x8000_0008, 0),
+            (0x8000_000a, 0),
+            (7, 0),
+        ];
         CpuId::from_entries(&leaves.map(|(function, index)| leaf(function, index))).unwrap()
     }
 
@@ -112,6 +132,15 @@ mod tests {
             assert_eq!(leaf(&table, 0xb, 2).ebx, 0);
             assert_eq!(leaf(&table, 0x8000_0008, 0).ecx, 2 | 2 << 12);
         }
+    }
+
+    #[test]
+    fn no_virtualization_is_offered() {
+        let table = adapt(&table(), 0, 1, true);
+        assert_eq!(leaf(&table, 1, 0).ecx & VMX, 0);
+        assert_eq!(leaf(&table, 0x8000_0001, 0).ecx & SVM, 0);
+        let abilities = leaf(&table, 0x8000_000a, 0);
+        assert_eq!((abilities.eax, abilities.ebx, abilities.edx), (0, 0, 0));
     }
 
     #[test]
