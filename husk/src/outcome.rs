@@ -7,7 +7,7 @@
 use crate::session::Heard;
 use crate::sys::ChildExit;
 use crate::units::signal_name;
-use husk_protocol::control::{BalloonReport, EndReason, Ended, Fault};
+use husk_protocol::control::{BalloonReport, EndReason, Ended, Fault, Landlock};
 use husk_protocol::exec::{ExecFailureKind, Exit};
 use husk_protocol::exit::{HUSK_FAILED, NOT_EXECUTABLE, NOT_FOUND, RuntimeExit, SIGNAL_BASE, TIMED_OUT};
 use std::time::Duration;
@@ -37,6 +37,8 @@ pub(crate) struct Evidence {
     pub(crate) ended: Option<Ended>,
     /// The last that the guest said of its memory.
     pub(crate) balloon: Option<BalloonReport>,
+    /// How much of what the runtime denied itself the kernel enforces, as the runtime says.
+    pub(crate) landlock: Option<Landlock>,
     pub(crate) jailer: Option<ChildExit>,
     pub(crate) runtime: Option<ChildExit>,
     /// Last line of the jailer's standard error.

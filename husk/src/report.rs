@@ -7,7 +7,7 @@ use crate::outcome::Outcome;
 use crate::sys::ChildEnd;
 use crate::timeline::Timeline;
 use crate::units::human_ns;
-use husk_protocol::control::BalloonReport;
+use husk_protocol::control::{BalloonReport, Landlock};
 use husk_protocol::exec::GuestReport;
 use serde_json::{Value, json};
 use std::io::Write;
@@ -32,6 +32,8 @@ pub struct Report {
     pub outcome: Outcome,
     /// When each stage was passed.
     pub timeline: Timeline,
+    /// How much of what the runtime denied itself by landlock the kernel enforces; `None`: it never got so far.
+    pub landlock: Option<Landlock>,
     /// What it used.
     pub resources: Resources,
     /// Writable drives that were not unmounted cleanly, each `serial: reason`.
@@ -50,6 +52,7 @@ impl Report {
             id: String::new(),
             outcome: Outcome::failure(husk_protocol::control::Fault::Bug, "nothing happened"),
             timeline,
+            landlock: None,
             resources: Resources::default(),
             unclean: Vec::new(),
             console_tail: Vec::new(),
@@ -78,6 +81,7 @@ impl Report {
             "timed_out": outcome.timed_out,
             "started_ns": self.timeline.start_ns(),
             "stages": stages,
+            "landlock": self.landlock,
             "resources": {
                 "guest_user_us": guest.map(|guest| guest.user_us),
                 "guest_system_us": guest.map(|guest| guest.system_us),
@@ -171,6 +175,7 @@ mod tests {
             "timed_out",
             "started_ns",
             "stages",
+            "landlock",
             "resources",
             "balloon",
             "unclean",
@@ -193,6 +198,13 @@ mod tests {
         report.resources.balloon = Some(BalloonReport { at_ns, actual_mib: 3, statistics });
         let expected = json!({"at_ns": 7, "actual_mib": 3, "statistics": {"free_memory": u64::MAX}});
         assert_eq!(report.json()["balloon"], expected);
+    }
+
+    #[test]
+    fn how_well_the_runtime_was_confined_is_told() {
+        assert_eq!(report().json()["landlock"], Value::Null);
+        let landlock = Some(Landlock::Partial);
+        assert_eq!(Report { landlock, ..report() }.json()["landlock"], "partial");
     }
 
     #[test]

@@ -365,6 +365,7 @@ impl Place {
         report.outcome = judge(evidence);
         report.console_tail =
             evidence.ended.as_ref().map(|ended| ended.console_tail.clone()).unwrap_or_default();
+        report.landlock = evidence.landlock;
         report.mid_line = evidence.heard.mid_line;
         let guest = evidence.heard.report.clone();
         report.unclean = match &guest {

@@ -61,6 +61,11 @@ pub enum FromCell {
         /// When: `CLOCK_MONOTONIC`, nanoseconds.
         at_ns: u64,
     },
+    /// The runtime has denied itself files, before it heeds the guest.
+    Confined {
+        /// How much of it the kernel enforces.
+        landlock: Landlock,
+    },
     /// The guest's time stamp counter ran since its vCPU was made; with this the guest's own stamps become host times.
     GuestClock {
         /// Counter value in the guest at `at_ns`.
@@ -88,6 +93,30 @@ pub enum FromCell {
     },
     /// The machine has ended; the last message.
     Ended(Ended),
+}
+
+/// How much of what a runtime denies itself by landlock the kernel enforces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Landlock {
+    /// Every right of interface [`LANDLOCK_ABI`].
+    Full,
+    /// What this older kernel knows.
+    Partial,
+    /// Nothing: the kernel has no landlock, or it is off. The cell has no files all the same.
+    Absent,
+}
+
+impl Landlock {
+    /// The word for people, the same as in JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Partial => "partial",
+            Self::Absent => "absent",
+        }
+    }
 }
 
 /// How a machine ended.
@@ -195,6 +224,13 @@ mod tests {
         for stage in [Stage::Start, Stage::KernelEntry, Stage::FirstOutput, Stage::Gone] {
             let json = serde_json::to_string(&stage).unwrap();
             assert_eq!(json, format!("\"{}\"", stage.name()));
+        }
+    }
+
+    #[test]
+    fn a_level_of_landlock_is_called_alike_in_json_and_in_print() {
+        for level in [Landlock::Full, Landlock::Partial, Landlock::Absent] {
+            assert_eq!(serde_json::to_string(&level).unwrap(), format!("\"{}\"", level.name()));
         }
     }
 

@@ -5,12 +5,12 @@
 //! function runs only after its name, its CPU and its filter are set.
 
 use crate::sys::signal::ThreadId;
+use husk_protocol::control::Landlock;
 use husk_seccomp::Role;
 use landlock::{
     ABI, Access, AccessFs, AccessNet, Compatible, Ruleset, RulesetAttr, RulesetError, RulesetStatus, Scope,
 };
 use rustix::thread::CpuSet;
-use std::fmt;
 use std::io;
 use std::sync::mpsc::sync_channel;
 
@@ -48,27 +48,6 @@ pub enum ConfineError {
         /// What `clone(2)` said.
         source: io::Error,
     },
-}
-
-/// What landlock denies now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Landlock {
-    /// Every right of the newest interface that Husk knows.
-    Full,
-    /// What this older kernel knows.
-    Partial,
-    /// Nothing: the kernel has no landlock, or it is off. The cell has no files all the same.
-    Absent,
-}
-
-impl fmt::Display for Landlock {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Full => "full",
-            Self::Partial => "partial (older kernel)",
-            Self::Absent => "absent",
-        })
-    }
 }
 
 /// Denies the calling thread, and all that it makes later, every path, TCP port, abstract socket and signal to the outside
@@ -156,6 +135,11 @@ mod tests {
     }
 
     #[test]
+    fn the_newest_interface_is_the_one_that_the_host_is_judged_by() {
+        assert_eq!(NEWEST as u32, husk_protocol::control::LANDLOCK_ABI);
+    }
+
+    #[test]
     fn landlock_says_how_much_it_enforces() {
         // On a thread of its own, because it cannot be undone.
         #[expect(clippy::disallowed_methods, reason = "a test's own thread")]
@@ -164,6 +148,6 @@ mod tests {
             (landlock, std::fs::File::open("/proc/self/status").is_ok())
         });
         let (landlock, opened) = thread.join().unwrap();
-        assert_eq!(opened, landlock == Landlock::Absent, "{landlock}");
+        assert_eq!(opened, landlock == Landlock::Absent, "{landlock:?}");
     }
 }

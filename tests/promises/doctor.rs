@@ -75,6 +75,16 @@ fn strict_runs_refuse_exactly_what_the_doctor_calls_unsafe() {
     }
 }
 
+#[test]
+fn a_run_says_how_much_of_landlock_held_and_the_doctor_said_so_before() {
+    let (object, _) = examined();
+    let found = named(&object, "landlock")["found"].as_str().unwrap_or_default();
+    let result = Husk::run(&["--json"], &["true"]).output().expect_status(0).json();
+    let level = result["landlock"].as_str().unwrap_or_else(|| panic!("{result}"));
+    assert!(["full", "partial", "absent"].contains(&level), "{result}");
+    assert!(found.starts_with(&format!("{level}: ")), "{level} in the run, but the doctor said {found}");
+}
+
 /// Puts back what the test changed, however it ends.
 struct Aslr(String);
 

@@ -5,7 +5,7 @@
 use super::files::{Reading, Root};
 use super::{Check, Verdict};
 use crate::sys::probe;
-use husk_protocol::control::LANDLOCK_ABI;
+use husk_protocol::control::{LANDLOCK_ABI, Landlock};
 use std::io;
 
 /// Who asks.
@@ -236,18 +236,23 @@ impl Probes {
                            first";
         const NEWER: &str = "run a newer kernel (6.12 has all of it)";
         let newest = i64::from(LANDLOCK_ABI);
-        let check = |verdict, found: String| Check::new("landlock", verdict, found, WHY);
+        let check = |verdict, level: Landlock, found: String| {
+            Check::new("landlock", verdict, format!("{}: {found}", level.name()), WHY)
+        };
         let check = match &self.landlock {
-            Ok(version) if *version >= newest => check(Verdict::Ok, format!("interface {version}")),
+            Ok(version) if *version >= newest => {
+                check(Verdict::Ok, Landlock::Full, format!("interface {version}"))
+            }
             Ok(version) => {
-                check(Verdict::Note, format!("interface {version}; husk uses up to {newest}")).mend(NEWER)
+                let found = format!("interface {version}; husk uses up to {newest}");
+                check(Verdict::Note, Landlock::Partial, found).mend(NEWER)
             }
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-                check(Verdict::Degraded, "off since boot".into()).mend(
+                check(Verdict::Degraded, Landlock::Absent, "off since boot".into()).mend(
                     "boot with lsm=landlock,… on the kernel's command line (cat /sys/kernel/security/lsm)",
                 )
             }
-            Err(error) => check(Verdict::Degraded, format!("none: {error}")).mend(NEWER),
+            Err(error) => check(Verdict::Degraded, Landlock::Absent, error.to_string()).mend(NEWER),
         };
         vec![check]
     }

@@ -229,6 +229,7 @@ impl<'a> Pump<'a> {
             }
             FromCell::Cloned { .. } => {}
             FromCell::Stage { stage, at_ns } => self.timeline.alleged(stage, at_ns),
+            FromCell::Confined { landlock } => self.evidence.landlock = Some(landlock),
             FromCell::GuestClock { ticks, hz, at_ns } => self.timeline.guest_clock(ticks, hz, at_ns),
             FromCell::VsockConnect { request, port } => {
                 let stream = self.vsock.as_deref().and_then(|path| crate::vsock::connect(path, port));

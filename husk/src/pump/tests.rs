@@ -6,7 +6,7 @@ use crate::outcome::{Outcome, judge};
 use crate::session::{SESSION, Stdio};
 use crate::sys::ChildExit;
 use crate::timeline::now_ns;
-use husk_protocol::control::{BalloonReport, BalloonStatistics, EndReason};
+use husk_protocol::control::{BalloonReport, BalloonStatistics, EndReason, Landlock};
 use husk_protocol::exec::{Decoder, Exit, Frame, GuestHello, GuestReport, Stream, VERSION};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::fs::File;
@@ -114,6 +114,16 @@ fn the_last_that_the_guest_said_of_its_memory_counts() {
         played.say(&Frame::Exit(SESSION, Exit::Status(0)));
     });
     assert_eq!(end.evidence.balloon.unwrap().actual_mib, 2);
+}
+
+#[test]
+fn how_well_the_runtime_is_confined_is_passed_on() {
+    let end = run(LONG, "exit 0", |mut played| {
+        played.tell(&FromCell::Confined { landlock: Landlock::Partial });
+        played.boot();
+        played.say(&Frame::Exit(SESSION, Exit::Status(0)));
+    });
+    assert_eq!(end.evidence.landlock, Some(Landlock::Partial));
 }
 
 #[test]

@@ -58,7 +58,8 @@ fn live(reporter: &Arc<Reporter>) -> Result<RuntimeExit, VmmError> {
         State::Waiting | State::Ended => return Ok(RuntimeExit::Ended),
     }
     let Request::Start { spec, descriptors } = request else { return Ok(RuntimeExit::Ended) };
-    confine::deny_files()?;
+    let landlock = confine::deny_files()?;
+    reporter.hold(FromCell::Confined { landlock });
     vcpu::install_kick().map_err(VmmError::Handlers)?;
     confine::install(Role::Build)?;
     let machine = start(*spec, descriptors, reporter)?;
