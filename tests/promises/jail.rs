@@ -3,6 +3,7 @@
 
 use husk_tests::cell::{Ending, inside, outside};
 use husk_tests::husk::Husk;
+use husk_tests::processes;
 use husk_tests::scratch::Scratch;
 use std::net::TcpListener;
 use std::os::linux::net::SocketAddrExt;
@@ -115,6 +116,33 @@ fn no_attempt_succeeds_behind_the_filters() {
 fn a_guest_has_no_virtualization_of_its_own() {
     let outcome = Husk::sh("grep -c hypervisor /proc/cpuinfo; grep -cwE 'svm|vmx' /proc/cpuinfo").output();
     assert_eq!(outcome.text(), "1\n0\n", "{}", outcome.stderr);
+}
+
+/// Descriptors of a process that lead to `path`.
+fn descriptors_of(pid: u32, path: &str) -> usize {
+    let links = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+    links
+        .filter(|link| std::fs::read_link(link.path()).is_ok_and(|target| target.to_str() == Some(path)))
+        .count()
+}
+
+#[test]
+fn the_runtime_inherits_neither_environment_nor_descriptors() {
+    let scratch = Scratch::new();
+    let path = scratch.file("secret", b"x");
+    let secret = std::fs::File::open(&path).unwrap();
+    // Left open across execve, as a careless parent leaves one.
+    rustix::io::fcntl_setfd(&secret, rustix::io::FdFlags::empty()).unwrap();
+    let husk = Husk::sh("echo up; sleep 1000").env("HUSK_TEST_SECRET", "hunter2").spawn().up();
+    let runtimes = processes::named("husk-control");
+    assert_eq!(runtimes.len(), 1, "one runtime, not {runtimes:?}");
+    assert_eq!(descriptors_of(husk.pid(), &path), 1, "husk itself did not inherit it, so this says nothing");
+    assert_eq!(descriptors_of(runtimes[0], &path), 0);
+    let environment =
+        |pid| String::from_utf8_lossy(&std::fs::read(format!("/proc/{pid}/environ")).unwrap()).into_owned();
+    assert!(environment(husk.pid()).contains("hunter2"));
+    assert_eq!(environment(runtimes[0]), "");
+    husk.terminate();
 }
 
 #[test]

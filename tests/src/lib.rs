@@ -10,6 +10,8 @@
 
 pub mod bench;
 pub mod cell;
+#[cfg(test)]
+mod documents;
 pub mod footprint;
 pub mod guest_vsock;
 pub mod husk;
