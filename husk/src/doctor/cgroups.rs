@@ -115,15 +115,15 @@ impl Facts {
             return Check::new(name, Verdict::Note, format!("missing: {useful}"), WHY)
                 .mend("run a kernel with CONFIG_CPUSETS and CONFIG_CGROUP_SCHED");
         }
-        let down: Vec<&str> = NEEDED
-            .iter()
-            .chain(&USEFUL)
-            .copied()
-            .filter(|name| self.handed_down.iter().any(|other| other == name))
-            .collect();
+        let all = "memory pids cpuset cpu";
+        if self.controllers.is_empty() {
+            return Check::new(name, Verdict::Ok, format!("{all} (v1)"), WHY);
+        }
+        let wanted = NEEDED.iter().chain(&USEFUL).copied();
+        let down: Vec<&str> =
+            wanted.filter(|name| self.handed_down.iter().any(|other| other == name)).collect();
         let down = if down.is_empty() { "none".into() } else { down.join(" ") };
-        let found = format!("memory pids cpuset cpu; handed to groups so far: {down}");
-        Check::new(name, Verdict::Ok, found, WHY)
+        Check::new(name, Verdict::Ok, format!("{all}; handed to groups so far: {down}"), WHY)
     }
 
     /// Root makes groups where it likes; others only below one that is theirs.
@@ -131,6 +131,9 @@ impl Facts {
         const WHY: &str =
             "limits on a cell that an ordinary user builds need a control group that is the user's own";
         let name = "cgroup delegation";
+        if user.is_root() {
+            return Check::new(name, Verdict::Ok, "not needed: root", WHY);
+        }
         let Some((group, owner, controllers)) = &self.own else {
             return Check::new(
                 name,
@@ -139,9 +142,6 @@ impl Facts {
                 WHY,
             );
         };
-        if user.is_root() {
-            return Check::new(name, Verdict::Ok, "not needed: root", WHY);
-        }
         let lacks: Vec<&str> =
             NEEDED.into_iter().filter(|name| !controllers.iter().any(|other| other == name)).collect();
         let mend = "systemd-run --user --scope -p Delegate=yes husk … (as the user)";

@@ -73,7 +73,13 @@ impl Facts {
             Opened::Failed(io::ErrorKind::NotFound) => unusable("no /dev/kvm".into())
                 .mend(format!("modprobe {module}, and enable virtualization in the firmware if that fails")),
             Opened::Failed(io::ErrorKind::PermissionDenied) => {
-                let group = self.group.as_deref().filter(|&name| name != "root").unwrap_or("kvm");
+                let open_to_group = self.access.is_some_and(|(mode, gid)| mode & 0o060 == 0o060 && gid != 0);
+                if !open_to_group {
+                    return unusable("no permission to open /dev/kvm".into()).mend(
+                        "chgrp kvm /dev/kvm && chmod 660 /dev/kvm && usermod -a -G kvm YOU (and log in again), or use sudo",
+                    );
+                }
+                let group = self.group.as_deref().unwrap_or("kvm");
                 unusable("no permission to open /dev/kvm".into())
                     .mend(format!("usermod -a -G {group} YOU (and log in again), or use sudo"))
             }

@@ -185,7 +185,7 @@ const CHANGES: &[(&str, &str, &str, Verdict)] = &[
     (MOUNTS, "38 26 0:31 / /sys/fs/cgroup ro - cgroup2 cgroup2 rw", "cgroup", Verdict::Unusable),
     (MOUNTS, V1, "cgroup", Verdict::Note),
     (MOUNTS, V1, "cgroup controllers", Verdict::Ok),
-    (MOUNTS, V1, "cgroup delegation", Verdict::Note),
+    (MOUNTS, V1, "cgroup delegation", Verdict::Ok),
     ("sys/fs/cgroup/cgroup.controllers", "cpu cpuset pids", "cgroup controllers", Verdict::Unusable),
     ("sys/fs/cgroup/cgroup.controllers", "memory pids", "cgroup controllers", Verdict::Note),
     ("proc/sys/kernel/osrelease", "5.10.0-33-amd64", "kernel", Verdict::Degraded),
@@ -287,15 +287,19 @@ fn kvm_is_judged_by_what_opening_it_brought() {
         (Opened::Version(12), Verdict::Ok, None),
         (Opened::Version(11), Verdict::Unusable, Some("kernel")),
         (Opened::Failed(io::ErrorKind::NotFound), Verdict::Unusable, Some("modprobe kvm_intel")),
-        (Opened::Failed(io::ErrorKind::PermissionDenied), Verdict::Unusable, Some("-G virt YOU")),
+        (Opened::Failed(io::ErrorKind::PermissionDenied), Verdict::Unusable, Some("usermod -a -G virt YOU")),
     ] {
         facts.opened = opened;
         facts.group = Some("virt".into());
+        facts.access = Some((0o660, 77));
         let check = named(facts.judge(&processor), "kvm");
         assert_eq!(check.verdict, verdict, "{check:?}");
         assert_eq!(check.mend.is_some(), mend.is_some());
         assert!(check.mend.unwrap_or_default().contains(mend.unwrap_or_default()));
     }
+    facts.opened = Opened::Failed(io::ErrorKind::PermissionDenied);
+    facts.access = Some((0o600, 0));
+    assert!(named(facts.judge(&processor), "kvm").mend.unwrap().starts_with("chgrp kvm"));
     for (mode, verdict, found) in
         [(0o660, Verdict::Ok, "root and group virt (0660)"), (0o666, Verdict::Note, "everybody (0666)")]
     {
