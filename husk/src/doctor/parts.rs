@@ -86,8 +86,13 @@ impl Part {
     fn doubtful(&self, (place, what): &(PathBuf, String), why: &'static str) -> Check {
         let place = crate::text::line(&place.display().to_string());
         Check::new(self.name, Verdict::Unsafe, format!("{place} {what}"), why)
-            .mend(format!("chown root:root '{place}' && chmod go-w '{place}'"))
+            .mend(format!("chown root:root {0} && chmod go-w {0}", quoted(&place)))
     }
+}
+
+/// As a shell takes it for one word: whoever names a directory must not write the command that mends it.
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', "'\\''"))
 }
 
 /// The first place on the way to `path` that somebody beside root and `user` may change. What does not exist cannot be

@@ -55,3 +55,15 @@ fn a_part_of_another_users_is_doubted() {
         assert!(doubt(&path, User { uid: User::current().uid + 1 }).is_some());
     }
 }
+
+#[test]
+fn a_directorys_name_does_not_become_a_command() {
+    let tree = Tree::empty();
+    tree.mode("", 0o755);
+    tree.write("it's; reboot/husk-jailer", "x");
+    tree.mode("it's; reboot", 0o777);
+    let assets = Assets::at(&tree.0.join("it's; reboot"));
+    let check = named(Facts::collect(&assets, &State::at(&tree.0), &User::current()).judge(), "husk-jailer");
+    let mend = check.mend.unwrap();
+    assert!(mend.ends_with(r"it'\''s; reboot'"), "{mend}");
+}
