@@ -3,15 +3,17 @@
 //! Raw: the types say what keys exist, not that their values make sense; the runtime's `MachineSpec` does. Unknown and
 //! duplicate keys are refused by name. A file is a path, or `{"fd": N}`: the N-th descriptor of the message that
 //! brought the spec. Sources: Firecracker's `--config-file`; Husk's own keys are `placement`, `exec`, `console`, `volumes`, a
-//! drive's `queues`, and `mtu`, `allow`, `guest_ip` and `tap` of a network card.
+//! drive's `queues`, `requested_size_mib` of `memory-hotplug`, and `mtu`, `allow`, `guest_ip` and `tap` of a network card.
 
 mod balloon;
+mod hotplug;
 mod limiter;
 mod network;
 mod pmem;
 mod volume;
 
 pub use balloon::RawBalloon;
+pub use hotplug::RawMemoryHotplug;
 pub use limiter::{MAX_REFILL_MS, RawRateLimiter, RawTokenBucket};
 pub use network::RawNetwork;
 pub use pmem::RawPmem;
@@ -46,6 +48,9 @@ pub struct RawSpec {
     /// The balloon device; absent: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balloon: Option<RawBalloon>,
+    /// Memory that is plugged in while the guest runs; absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_hotplug: Option<RawMemoryHotplug>,
     /// Images that the guest sees as memory, in its order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pmem: Vec<RawPmem>,
@@ -357,6 +362,11 @@ const fn is_one(value: &u64) -> bool {
     *value == 1
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's skip_serializing_if takes a reference")]
+const fn is_zero(value: &u64) -> bool {
+    *value == 0
+}
+
 const fn default_mem_size_mib() -> u64 {
     128
 }
@@ -381,7 +391,8 @@ mod tests {
                                 "rx_rate_limiter": null, "tx_rate_limiter": {"ops": null}}],
         "vsock": {"guest_cid": 3, "uds_path": "/tmp/v.sock"},
         "entropy": {"rate_limiter": {"ops": {"size": 10, "one_time_burst": 5, "refill_time": 100}}},
-        "balloon": {"amount_mib": 64, "deflate_on_oom": true, "stats_polling_interval_s": 0}
+        "balloon": {"amount_mib": 64, "deflate_on_oom": true, "stats_polling_interval_s": 0},
+        "memory-hotplug": {"total_size_mib": 1024, "block_size_mib": 2, "slot_size_mib": 128}
     }"#;
 
     #[test]

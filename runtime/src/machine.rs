@@ -16,17 +16,18 @@ use crate::devices::virtio::event_loop::{EventLoop, LoopHandle};
 use crate::devices::virtio::fs::Fs;
 use crate::devices::virtio::gate::Limit;
 use crate::devices::virtio::limiter::{RateLimiter, TokenBucket};
+use crate::devices::virtio::mem::{Mem, Requested};
 use crate::devices::virtio::mmio::{MmioTransport, NOTIFY_OFFSET};
 use crate::devices::virtio::net::{Net, policy::Policy};
 use crate::devices::virtio::pmem::Pmem;
 use crate::devices::virtio::vsock::{Vsock, VsockAnswers, VsockHost};
 use crate::devices::{Bus, BusError, i8042::I8042, serial::Serial};
 use crate::kvm::{Hypervisor, KvmError, Vm};
-use crate::memory::{self, DeviceMemory, GuestMemory, Image, MemoryError};
+use crate::memory::{self, DeviceMemory, GuestMemory, Hotplug, Image, MemoryError};
 use crate::resources::DeviceFiles;
 use crate::spec::{
-    BalloonSpec, BucketSpec, DeviceSpec, DriveSpec, LimiterSpec, MachineSpec, NetworkSpec, PmemSpec,
-    VolumeSpec,
+    BalloonSpec, BucketSpec, DeviceSpec, DriveSpec, HotplugSpec, LimiterSpec, MachineSpec, NetworkSpec,
+    PmemSpec, VolumeSpec,
 };
 use crate::vcpu::{self, Buses, Exits, Vcpu, VcpuHandle};
 use husk_seccomp::Role;
@@ -136,6 +137,8 @@ pub struct Machine {
     reset: EventFd,
     console: Arc<Console>,
     vsock: Option<VsockAnswers>,
+    /// What is asked for of the memory that comes and goes, and who tells the guest.
+    requested: Option<(Requested, Arc<MmioTransport>)>,
     /// Kept for as long as the machine: closing it would end it.
     _vm: Vm,
     _hypervisor: Hypervisor,
@@ -153,14 +156,13 @@ impl Machine {
         Voices { ask, tell }: Voices,
     ) -> Result<Self, MachineError> {
         let Shell { hypervisor, mut vm, vcpus } = shell;
-        let (memory, images, seen) = address_space(&mut vm, &spec, &files.images)?;
+        let Space { memory, images, hotplug, seen } = address_space(&mut vm, &spec, &files.images)?;
         let (event_loop, workers) = EventLoop::new().map_err(descriptor("the device thread"))?;
         let console = Arc::new(Console::new(files.console));
         let reset = event("i8042")?;
         let ports = Arc::new(ports(&vm, &console, &reset)?);
         let loops = vec![Loop { role: Role::Device, thread: "husk-device".into(), event_loop }];
-        let (mmio, slots) = (Bus::new(), Vec::new());
-        let mut virtio = Virtio { vm: &vm, memory: &seen, workers, loops, mmio, slots };
+        let mut virtio = Virtio::on(&vm, &seen, hotplug.as_ref(), (workers, loops));
         let mut vsock = None;
         let (mut drives, mut taps) = (files.drives.into_iter(), files.taps.into_iter());
         let mut images = images.iter();
@@ -188,15 +190,16 @@ impl Machine {
                 DeviceSpec::Entropy(it) => Box::new(Entropy::new(limit(it.limiter(), &name)?)),
                 DeviceSpec::Console => Box::new(printer(&console).map_err(descriptor(&name))?),
                 DeviceSpec::Balloon(it) => Box::new(balloon(it, &tell).map_err(descriptor(&name))?),
+                DeviceSpec::Hotplug(it) => Box::new(virtio.memory_device(it, &name)?),
                 DeviceSpec::Pmem(_) => Box::new(Pmem::new(next_of(&mut images, &name)?)),
                 DeviceSpec::Volume(it) => Box::new(volume(it, volumes.next(), &name)?),
             };
             virtio.add(device, &name, workers)?;
         }
-        let Virtio { mmio, slots, loops, .. } = virtio;
+        let Virtio { mmio, slots, loops, requested, .. } = virtio;
         let buses = Buses { ports, mmio: Arc::new(mmio) };
         let exits = Arc::new(Exits::new().map_err(descriptor("vCPUs"))?);
-        let (vcpus, handles) = make_vcpus(vcpus, &buses, &exits);
+        let (vcpus, handles) = make_vcpus(vcpus, &buses, &exits, hotplug.as_ref());
         Ok(Self {
             spec,
             memory,
@@ -208,6 +211,7 @@ impl Machine {
             reset,
             console,
             vsock,
+            requested,
             _vm: vm,
             _hypervisor: hypervisor,
         })
@@ -263,6 +267,13 @@ impl Machine {
         }
     }
 
+    /// Asks the guest to have so many MiB of the memory that comes and goes; nothing happens where it has none.
+    pub fn request_memory(&self, mib: u64) {
+        if let Some((requested, transport)) = &self.requested {
+            transport.change_config(|| requested.set(mib.saturating_mul(1 << 20)));
+        }
+    }
+
     /// Makes the device thread, a thread a drive and the vCPU threads, each confined; the vCPUs wait. Once.
     ///
     /// # Errors
@@ -311,19 +322,31 @@ fn next_of<T>(files: &mut impl Iterator<Item = T>, device: &str) -> Result<T, Ma
     files.next().ok_or_else(|| MachineError::NoSlot { device: device.into() })
 }
 
-/// What the guest finds at its addresses beside devices' registers: its memory and images, and both as devices see them.
-fn address_space(
-    vm: &mut Vm,
-    spec: &MachineSpec,
-    files: &[(File, u64)],
-) -> Result<(GuestMemory, Vec<Image>, DeviceMemory), MachineError> {
+/// What the guest finds at its addresses beside devices' registers.
+struct Space {
+    /// What is there from the start.
+    memory: GuestMemory,
+    images: Vec<Image>,
+    hotplug: Option<Hotplug>,
+    /// All of it, as devices see it.
+    seen: DeviceMemory,
+}
+
+fn address_space(vm: &mut Vm, spec: &MachineSpec, files: &[(File, u64)]) -> Result<Space, MachineError> {
     let ranges = arch::memory_ranges(spec.memory().bytes());
     let memory = memory::map(&ranges, spec.memory().backing())?;
     let images = map_images(spec, files)?;
     vm.add_memory(&memory)?;
     vm.add_images(&images)?;
-    let seen = DeviceMemory::new(&memory, &images)?;
-    Ok((memory, images, seen))
+    let mut seen = DeviceMemory::new(&memory, &images)?;
+    let end = images.last().map_or(0, |image| image.start() + image.bytes());
+    let start = GuestAddress(arch::hotplug_start(end.max(arch::images_start(spec.memory().bytes()))));
+    let hotplug = spec.hotplug().map(|it| Hotplug::map(it.bytes(), start)).transpose()?;
+    if let Some(hotplug) = &hotplug {
+        vm.add_hotplug(hotplug)?;
+        seen = seen.with_hotplug(hotplug)?;
+    }
+    Ok(Space { memory, images, hotplug, seen })
 }
 
 /// The images in the spec's order, one above the other, above the guest's memory. The files are not needed any more then.
@@ -337,8 +360,17 @@ fn map_images(spec: &MachineSpec, files: &[(File, u64)]) -> Result<Vec<Image>, M
     spec.pmem().iter().zip(files).map(map).collect()
 }
 
-fn make_vcpus(fds: Vec<VcpuFd>, buses: &Buses, exits: &Arc<Exits>) -> (Vec<Vcpu>, Vec<VcpuHandle>) {
-    (0..).zip(fds).map(|(index, fd)| Vcpu::new(fd, index, buses.clone(), Arc::clone(exits))).unzip()
+fn make_vcpus(
+    fds: Vec<VcpuFd>,
+    buses: &Buses,
+    exits: &Arc<Exits>,
+    hotplug: Option<&Hotplug>,
+) -> (Vec<Vcpu>, Vec<VcpuHandle>) {
+    let make = |(index, fd)| {
+        let (vcpu, handle) = Vcpu::new(fd, index, buses.clone(), Arc::clone(exits));
+        (vcpu.with_hotplug(hotplug.cloned()), handle)
+    };
+    (0..).zip(fds).map(make).unzip()
 }
 
 fn volume(it: &VolumeSpec, socket: Option<OwnedFd>, name: &str) -> Result<Fs, MachineError> {
@@ -375,17 +407,41 @@ fn limit(spec: Option<LimiterSpec>, device: &str) -> Result<Option<Limit>, Machi
 struct Virtio<'a> {
     vm: &'a Vm,
     memory: &'a DeviceMemory,
+    hotplug: Option<&'a Hotplug>,
     /// The loop that never waits for the host.
     workers: LoopHandle,
     loops: Vec<Loop>,
     mmio: Bus,
     slots: Vec<Slot>,
+    /// Of the memory device, until it is on the bus.
+    asked: Option<Requested>,
+    requested: Option<(Requested, Arc<MmioTransport>)>,
 }
 
-impl Virtio<'_> {
+impl<'a> Virtio<'a> {
+    fn on(
+        vm: &'a Vm,
+        memory: &'a DeviceMemory,
+        hotplug: Option<&'a Hotplug>,
+        (workers, loops): (LoopHandle, Vec<Loop>),
+    ) -> Self {
+        let (mmio, slots) = (Bus::new(), Vec::new());
+        Self { vm, memory, hotplug, workers, loops, mmio, slots, asked: None, requested: None }
+    }
+
+    fn memory_device(&mut self, it: &HotplugSpec, name: &str) -> Result<Mem, MachineError> {
+        let mem = Mem::new(next_of(&mut self.hotplug.into_iter(), name)?);
+        mem.requested().set(it.requested());
+        self.asked = Some(mem.requested());
+        Ok(mem)
+    }
+
     /// A loop for one drive alone: a disk that hangs stops nobody else.
     fn drive_loop(&mut self) -> io::Result<LoopHandle> {
-        let (event_loop, drive) = EventLoop::new()?;
+        let (mut event_loop, drive) = EventLoop::new()?;
+        if let Some(hotplug) = self.hotplug {
+            event_loop = event_loop.with_reader(hotplug.reader());
+        }
         // The first loop is the devices'.
         let thread = format!("husk-blk{}", self.loops.len() - 1);
         self.loops.push(Loop { role: Role::Block, thread, event_loop });
@@ -407,8 +463,11 @@ impl Virtio<'_> {
         for (queue, kick) in (0_u32..).zip(transport.queue_notifiers()) {
             self.vm.ioeventfd(kick, slot.address + NOTIFY_OFFSET, Some(queue))?;
         }
-        insert(&mut self.mmio, (slot.address, arch::MMIO_BYTES), transport, name)?;
+        insert(&mut self.mmio, (slot.address, arch::MMIO_BYTES), transport.clone(), name)?;
         self.slots.push(slot);
+        if let Some(asked) = self.asked.take() {
+            self.requested = Some((asked, transport));
+        }
         Ok(())
     }
 }

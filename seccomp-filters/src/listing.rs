@@ -105,8 +105,8 @@ mod tests {
             "build seccomp(int arg0 == SECCOMP_SET_MODE_FILTER, int arg1 == 0): each thread narrows itself to its role; \
              filters only add up",
             "device epoll_pwait(...): the event loop waits",
-            "block mprotect(long arg2 within PROT_READ_WRITE): the allocator opens pages that it had reserved; never \
-             executable",
+            "block mprotect(long arg2 within PROT_READ_WRITE): the allocator opens pages that it had reserved, the \
+             memory device blocks of guest memory; never executable",
             "build mmap(long arg2 within PROT_READ_WRITE, long arg3 within MAP_WHILE_BUILDING with MAP_ANONYMOUS): guest \
              memory, threads' stacks; no file, never executable",
         ] {

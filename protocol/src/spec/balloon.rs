@@ -1,6 +1,6 @@
 //! The balloon device's keys.
 
-use super::is_false;
+use super::{is_false, is_zero};
 use serde::{Deserialize, Serialize};
 
 /// The balloon device.
@@ -17,11 +17,6 @@ pub struct RawBalloon {
     /// Whether the guest says which pages are free, so that the host need not keep them.
     #[serde(default, skip_serializing_if = "is_false")]
     pub free_page_reporting: bool,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's skip_serializing_if takes a reference")]
-const fn is_zero(value: &u64) -> bool {
-    *value == 0
 }
 
 #[cfg(test)]

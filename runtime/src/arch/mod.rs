@@ -1,6 +1,6 @@
 //! What differs between processor architectures, under the same names.
 //!
-//! Each architecture exports: `memory_ranges`, `images_start`, `after`, `mmio_window`, `FIRST_IRQ`, `LAST_IRQ`, `cmdline`,
+//! Each architecture exports: `memory_ranges`, `images_start`, `after`, `hotplug_start`, `mmio_window`, `FIRST_IRQ`, `LAST_IRQ`, `cmdline`,
 //! `VcpuSetup`, `Entry`, `boot`, `screen`. Refuses to compile where none is. Invariant: nothing outside this module, `kvm`, `sys`
 //! and the filters tests
 //! the architecture.

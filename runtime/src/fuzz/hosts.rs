@@ -1,19 +1,22 @@
-//! What is on the devices' other sides: a file, a wire.
+//! What is on the devices' other sides: a file, a wire, memory.
 //!
 //! Owns it for one run. Refuses, by a panic, what a device did there against its rules: a disk that grew, a read-only one
-//! that changed, a frame from another address than the card's. Invariant: nothing here waits.
+//! that changed, a frame from another address than the card's, more memory than it was asked to take. Invariant: nothing here waits.
 
 use super::input::Input;
 use super::script::Host;
 use crate::devices::virtio::block::Block;
+use crate::devices::virtio::mem::{Mem, Requested};
 use crate::devices::virtio::net::{Net, policy::Policy};
 use crate::devices::virtio::{FEATURE_EVENT_IDX, FEATURE_INDIRECT};
+use crate::memory::{BLOCK, Hotplug, Reader};
 use husk_protocol::spec::CacheType;
 use rustix::fs::MemfdFlags;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixDatagram;
 use virtio_bindings::virtio_net;
+use vm_memory::GuestAddress;
 
 /// Sectors of the disk.
 const SECTORS: usize = 128;
@@ -100,5 +103,63 @@ impl Host for Wire {
             assert!((HEADER + 14..=LONGEST).contains(&length), "a frame of {length} bytes was sent");
             assert_eq!(frame[HEADER + 6..HEADER + 12], MAC, "a frame was sent from another address");
         }
+    }
+}
+
+/// Blocks of the region, from [`REGION_START`] on.
+const REGION_BLOCKS: u64 = 16;
+pub(super) const REGION_START: u64 = 4 << 30;
+
+pub(super) struct Memory {
+    hotplug: Hotplug,
+    requested: Option<Requested>,
+    /// The most that was asked for so far, in blocks.
+    most: u64,
+    /// A drive's thread, and whether it is at guest memory.
+    reader: Reader,
+    reading: bool,
+}
+
+/// The memory of a device, and the device's host.
+pub(super) fn memory() -> (Memory, Hotplug) {
+    let hotplug = Hotplug::map(REGION_BLOCKS * BLOCK, GuestAddress(REGION_START)).unwrap();
+    let reader = hotplug.reader();
+    (Memory { hotplug: hotplug.clone(), requested: None, most: 0, reader, reading: false }, hotplug)
+}
+
+impl Memory {
+    /// `device` is to take 8 blocks.
+    pub(super) fn asked_of(&mut self, device: &Mem) {
+        self.requested = Some(device.requested());
+        self.ask(8);
+    }
+
+    fn ask(&mut self, blocks: u64) {
+        self.most = self.most.max(blocks);
+        self.requested.iter().for_each(|requested| requested.set(blocks * BLOCK));
+    }
+}
+
+impl Host for Memory {
+    /// So many blocks are asked for; or a thread comes to guest memory, or leaves it.
+    fn act(&mut self, input: &mut Input<'_>) {
+        match input.u8() {
+            blocks @ 0..=16 => self.ask(blocks.into()),
+            _ => {
+                if self.reading {
+                    self.reader.leave()
+                } else {
+                    self.reader.enter()
+                }
+                self.reading = !self.reading;
+            }
+        }
+    }
+
+    fn check(&mut self) {
+        let (plugged, open) = (self.hotplug.plugged_bytes(), self.hotplug.open_bytes());
+        let blocks = (0..REGION_BLOCKS).filter(|block| self.hotplug.allows(REGION_START + block * BLOCK, 1));
+        assert_eq!(blocks.count() as u64 * BLOCK, plugged, "the number of blocks is not that of the blocks");
+        assert!(plugged <= open && open <= self.most * BLOCK, "{plugged} plugged and {open} open bytes");
     }
 }

@@ -24,6 +24,7 @@ mod sockets;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::entropy::Entropy;
+use crate::devices::virtio::mem::Mem;
 use input::Input;
 use script::{Subject, run};
 
@@ -31,13 +32,14 @@ use script::{Subject, run};
 pub type Target = (&'static str, fn(&[u8]) -> u32);
 
 /// All of them.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
     ("block", block),
     ("net", net),
     ("vsock", vsock),
     ("vsock_packets", vsock_packets),
     ("entropy", entropy),
     ("balloon", balloon),
+    ("mem", mem),
     ("registers", registers),
 ];
 
@@ -86,6 +88,16 @@ pub fn balloon(bytes: &[u8]) -> u32 {
     let mut balloon = Balloon::new(4, true, true);
     let features = balloon.features();
     let subject = Subject { device: &mut balloon, features, host: &mut (), most: 32, discards: true };
+    run(subject, Input(bytes))
+}
+
+/// Memory that comes and goes: operations of a driver; the host's are what it asks for, and a thread at guest memory.
+pub fn mem(bytes: &[u8]) -> u32 {
+    let (mut host, region) = hosts::memory();
+    let mut device = Mem::new(&region);
+    host.asked_of(&device);
+    let features = device.features();
+    let subject = Subject { device: &mut device, features, host: &mut host, most: 64, discards: false };
     run(subject, Input(bytes))
 }
 

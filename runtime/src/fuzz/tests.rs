@@ -64,7 +64,7 @@ macro_rules! corpus {
 
 mod corpus {
     use super::the_corpus_breaks_nothing;
-    corpus!(block, net, vsock, vsock_packets, entropy, balloon, registers);
+    corpus!(block, net, vsock, vsock_packets, entropy, balloon, mem, registers);
 }
 
 macro_rules! random {
@@ -75,5 +75,5 @@ macro_rules! random {
 
 mod random {
     use super::random_bytes_break_nothing;
-    random!(block, net, vsock, vsock_packets, entropy, balloon, registers);
+    random!(block, net, vsock, vsock_packets, entropy, balloon, mem, registers);
 }

@@ -4,7 +4,7 @@
 //! memory given to [`Vm::add_memory`] is kept alive by the [`Vm`] itself, and what [`Vm::add_images`] is given the guest
 //! cannot write to.
 
-use crate::memory::{GuestMemory, Image};
+use crate::memory::{GuestMemory, Hotplug, Image};
 use kvm_bindings::{CpuId, KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
@@ -119,6 +119,7 @@ impl Hypervisor {
             max_slots: self.kvm.get_nr_memslots(),
             memory: None,
             images: Vec::new(),
+            hotplug: None,
         })
     }
 
@@ -148,6 +149,7 @@ pub struct Vm {
     /// Keeps what the slots point to mapped for as long as the VM has them.
     memory: Option<GuestMemory>,
     images: Vec<Image>,
+    hotplug: Option<Hotplug>,
 }
 
 impl Vm {
@@ -201,6 +203,30 @@ impl Vm {
             set.map_err(call("KVM_SET_USER_MEMORY_REGION (a pmem image)"))?;
         }
         self.images = images.to_vec();
+        Ok(())
+    }
+
+    /// Shows the guest `hotplug`, in one slot: an access to what is not plugged ends `KVM_RUN` with `EFAULT`. Once, after
+    /// [`Vm::add_images`].
+    ///
+    /// # Errors
+    /// [`KvmError::TooMany`] slots, or what KVM says.
+    pub fn add_hotplug(&mut self, hotplug: &Hotplug) -> Result<(), KvmError> {
+        let taken = self.memory.as_ref().map_or(0, GuestMemoryBackend::num_regions) + self.images.len();
+        self.check_slots(taken + 1)?;
+        let slot = kvm_userspace_memory_region {
+            slot: u32::try_from(taken).unwrap_or(u32::MAX),
+            flags: 0,
+            guest_phys_addr: hotplug.start(),
+            memory_size: hotplug.bytes(),
+            userspace_addr: hotplug.host_address(),
+        };
+        #[expect(unsafe_code, reason = "KVM maps memory behind the compiler's back")]
+        // SAFETY: the range is the region's mapping; `self.hotplug` keeps it for as long as the VM lives, and no reference
+        // to guest memory is ever made. What is inaccessible there is so to KVM too.
+        let set = unsafe { self.fd.set_user_memory_region(slot) };
+        set.map_err(call("KVM_SET_USER_MEMORY_REGION (memory-hotplug)"))?;
+        self.hotplug = Some(hotplug.clone());
         Ok(())
     }
 

@@ -5,7 +5,7 @@
 
 use super::{Backing, HUGE_PAGE, MemoryError, Pages};
 use rustix::io::Errno;
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap_anonymous, mprotect, munmap};
 use std::ffi::c_void;
 use std::ptr::null_mut;
 use vm_memory::{GuestRegionMmap, MmapRegion};
@@ -158,6 +158,46 @@ pub(super) fn reserve(bytes: usize) -> Result<*mut c_void, Errno> {
     place(bytes, ProtFlags::READ)
 }
 
+/// `bytes` of anonymous memory, aligned to [`HUGE_PAGE`], huge pages advised, that nobody can touch before [`open`].
+pub(super) fn inaccessible(bytes: usize) -> Result<MmapRegion, Errno> {
+    let region = built(place(bytes, ProtFlags::empty())?, bytes)?;
+    advise(&region, (0, bytes), Advice::LinuxHugepage)?;
+    Ok(region)
+}
+
+/// Makes (start, length) of a region accessible.
+pub(super) fn open(region: &GuestRegionMmap, range: (usize, usize)) -> Result<(), Errno> {
+    protect(region, range, MprotectFlags::READ.union(MprotectFlags::WRITE))
+}
+
+/// Makes (start, length) of a region inaccessible and gives its memory back to the host. Nobody may be at it.
+pub(super) fn close(region: &GuestRegionMmap, range: (usize, usize)) -> Result<(), Errno> {
+    protect(region, range, MprotectFlags::empty())?;
+    // Now nobody can fill again what is given back.
+    discard(region, range)?;
+    // A balloon may have asked for small pages here. Advice again: who says no changes nothing.
+    let _refused = advise(&region.get_mmap(), range, Advice::LinuxHugepage);
+    Ok(())
+}
+
+fn protect(
+    region: &GuestRegionMmap,
+    (start, length): (usize, usize),
+    flags: MprotectFlags,
+) -> Result<(), Errno> {
+    let mapping = region.get_mmap();
+    if start.checked_add(length).is_none_or(|end| end > mapping.size()) {
+        return Err(Errno::INVAL);
+    }
+    let start = mapping.as_ptr().wrapping_add(start).cast();
+    #[expect(unsafe_code, reason = "mprotect(2) takes a pointer")]
+    // SAFETY: the range lies in the region's own mapping, as was just checked, to which no reference exists. Copies to and
+    // from it may be under way in other threads: `Hotplug` takes access away only where none can be.
+    unsafe {
+        mprotect(start, length, flags)
+    }
+}
+
 /// A little more is mapped and the ends given back. Never unmapped.
 fn place(bytes: usize, prot: ProtFlags) -> Result<*mut c_void, Errno> {
     let padded = bytes.checked_add(HUGE_PAGE).ok_or(Errno::NOMEM)?;
@@ -171,12 +211,16 @@ fn place(bytes: usize, prot: ProtFlags) -> Result<*mut c_void, Errno> {
 
 /// See [`place`].
 fn aligned(bytes: usize) -> Result<MmapRegion, Errno> {
-    let aligned = place(bytes, PROT)?;
+    built(place(bytes, PROT)?, bytes)
+}
+
+/// The region of `bytes` bytes from `start`, which [`place`] has just made.
+fn built(start: *mut c_void, bytes: usize) -> Result<MmapRegion, Errno> {
     let flags = (ANONYMOUS.bits() | libc::MAP_ANONYMOUS.cast_unsigned()).cast_signed();
     #[expect(unsafe_code, reason = "vm-memory does not align mappings")]
-    // SAFETY: `aligned` is the first of `bytes` bytes that were just mapped readable and writable and that nothing else
-    // knows of; they are never unmapped, so they outlive the region.
-    let region = unsafe { MmapRegion::build_raw(aligned.cast(), bytes, PROT.bits().cast_signed(), flags) };
+    // SAFETY: `start` is the first of `bytes` bytes that were just mapped and that nothing else knows of; they are never
+    // unmapped, so they outlive the region. They are accessible, or will be before anything looks them up.
+    let region = unsafe { MmapRegion::build_raw(start.cast(), bytes, PROT.bits().cast_signed(), flags) };
     region.map_err(|_| Errno::INVAL)
 }
 

@@ -4,13 +4,16 @@
 //! Invariant: nothing here makes a `&[u8]` of guest memory; the guest may write to it at any time. [`GuestMemory`] is RAM
 //! alone: what loads, populates or gives back takes it, and so has no way to an [`Image`].
 
+mod blocks;
 mod device;
 mod fill;
+mod hotplug;
 mod image;
 mod mapping;
 
 pub use device::DeviceMemory;
 pub use fill::{FillError, read_file};
+pub use hotplug::{BLOCK, Blockwise, Hotplug, NotNow, Reader};
 pub use image::Image;
 
 use rustix::io::Errno;
@@ -89,6 +92,16 @@ pub enum MemoryError {
         /// Size of the file.
         bytes: u64,
         /// What `mmap(2)` said.
+        source: Errno,
+    },
+    /// Memory that comes later has no place in the runtime's address space.
+    #[error(
+        "memory-hotplug.total_size_mib: {mib} MiB cannot be reserved: {source} (a limit on address space or open files)"
+    )]
+    Hotplug {
+        /// Size in MiB.
+        mib: u64,
+        /// What `mmap(2)` or `eventfd(2)` said.
         source: Errno,
     },
     /// Populating failed.

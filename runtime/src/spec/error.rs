@@ -65,7 +65,7 @@ pub enum SpecError {
     },
     /// More devices than interrupts.
     #[error(
-        "drives, network-interfaces, vsock, entropy, balloon, pmem, volumes and console: {wanted} devices; at most {allowed} are allowed, and {first} is one too many"
+        "drives, network-interfaces, vsock, entropy, balloon, memory-hotplug, pmem, volumes and console: {wanted} devices; at most {allowed} are allowed, and {first} is one too many"
     )]
     TooManyDevices {
         /// How many there are.

@@ -5,6 +5,7 @@
 //! within the bounds that they state.
 
 mod error;
+mod hotplug;
 mod limits;
 mod network;
 mod parts;
@@ -12,6 +13,7 @@ mod pmem;
 mod volume;
 
 pub use error::SpecError;
+pub use hotplug::HotplugSpec;
 pub use limits::{BucketSpec, LimiterSpec};
 pub use network::NetworkSpec;
 pub use parts::{
@@ -49,6 +51,8 @@ pub enum DeviceSpec<'a> {
     Entropy(&'a EntropySpec),
     /// The balloon.
     Balloon(&'a BalloonSpec),
+    /// Memory that comes and goes.
+    Hotplug(&'a HotplugSpec),
     /// An image in memory.
     Pmem(&'a PmemSpec),
     /// A directory of the host.
@@ -67,6 +71,7 @@ impl DeviceSpec<'_> {
             Self::Vsock(_) => "vsock".to_owned(),
             Self::Entropy(_) => "entropy".to_owned(),
             Self::Balloon(_) => "balloon".to_owned(),
+            Self::Hotplug(_) => "memory-hotplug".to_owned(),
             Self::Pmem(image) => format!("pmem {:?}", image.id()),
             Self::Volume(volume) => format!("volume {:?}", volume.tag()),
             Self::Console => "console".to_owned(),
@@ -85,6 +90,7 @@ pub struct MachineSpec {
     vsock: Option<VsockSpec>,
     entropy: Option<EntropySpec>,
     balloon: Option<BalloonSpec>,
+    hotplug: Option<HotplugSpec>,
     pmem: Vec<PmemSpec>,
     volumes: Vec<VolumeSpec>,
     placement: PlacementSpec,
@@ -129,6 +135,12 @@ impl MachineSpec {
         &self.pmem
     }
 
+    /// Memory that is plugged in while the guest runs.
+    #[must_use]
+    pub fn hotplug(&self) -> Option<&HotplugSpec> {
+        self.hotplug.as_ref()
+    }
+
     /// Directories of the host in the guest's order, with tags of their own.
     #[must_use]
     pub fn volumes(&self) -> &[VolumeSpec] {
@@ -165,7 +177,8 @@ impl MachineSpec {
         self.console.as_ref().map(|console| console.device)
     }
 
-    /// Its virtio devices in the guest's order: drives, network cards, vsock, entropy, balloon, images, volumes, console.
+    /// Its virtio devices in the guest's order: drives, network cards, vsock, entropy, balloon, memory, images,
+    /// volumes, console.
     pub fn device_specs(&self) -> impl Iterator<Item = DeviceSpec<'_>> {
         let drives = self.drives.iter().map(DeviceSpec::Drive);
         let networks = self.networks.iter().map(DeviceSpec::Network);
@@ -175,7 +188,7 @@ impl MachineSpec {
         let images = self.pmem.iter().map(DeviceSpec::Pmem);
         let volumes = self.volumes.iter().map(DeviceSpec::Volume);
         let console = (self.console_device() == Some(ConsoleDevice::Virtio)).then_some(DeviceSpec::Console);
-        let last = images.chain(volumes).chain(console);
+        let last = self.hotplug.iter().map(DeviceSpec::Hotplug).chain(images).chain(volumes).chain(console);
         drives.chain(networks).chain(vsock).chain(entropy).chain(balloon).chain(last)
     }
 }
@@ -205,6 +218,7 @@ impl TryFrom<RawSpec> for MachineSpec {
             vsock: VsockSpec::new(raw.vsock, exec.is_some())?,
             entropy: raw.entropy.map(EntropySpec::new).transpose()?,
             balloon: raw.balloon.map(|balloon| BalloonSpec::new(&balloon, memory)).transpose()?,
+            hotplug: raw.memory_hotplug.map(|hotplug| HotplugSpec::new(&hotplug, memory)).transpose()?,
             volumes: volume::all(raw.volumes)?,
             placement,
             exec,

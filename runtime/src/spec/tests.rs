@@ -1,8 +1,8 @@
 use super::*;
 use crate::memory::Backing;
 use husk_protocol::spec::{
-    ConsoleDevice, HugePages, RawBalloon, RawEntropy, RawExec, RawPart, RawPlacement, RawPmem,
-    RawRateLimiter, RawTokenBucket, RawVolume, RawVsock,
+    ConsoleDevice, HugePages, RawBalloon, RawEntropy, RawExec, RawMemoryHotplug, RawPart, RawPlacement,
+    RawPmem, RawRateLimiter, RawTokenBucket, RawVolume, RawVsock,
 };
 
 fn raw() -> RawSpec {
@@ -132,6 +132,42 @@ fn the_twentieth_device_is_refused_by_name() {
         raw.entropy = Some(RawEntropy::default());
     });
     assert!(error.contains("entropy is one too many"), "{error}");
+}
+
+#[test]
+fn memory_that_comes_later_has_bounds() {
+    let hotplug = |total, block, slot, requested| {
+        let hotplug = Some(RawMemoryHotplug {
+            total_size_mib: total,
+            block_size_mib: block,
+            slot_size_mib: slot,
+            requested_size_mib: requested,
+        });
+        move |raw: &mut RawSpec| raw.memory_hotplug = hotplug
+    };
+    let spec = accepted(hotplug(1024, 2, 256, 130));
+    let Some(DeviceSpec::Hotplug(it)) = spec.device_specs().last() else { panic!("{spec:?}") };
+    assert_eq!((it.bytes(), it.requested()), (1 << 30, 130 << 20));
+    accepted(hotplug((512 << 10) - 128, 2, 128, 0));
+    for (wrong, text) in [
+        (hotplug(0, 2, 128, 0), "total_size_mib: 0"),
+        (hotplug(130, 2, 128, 0), "total_size_mib: 130"),
+        (hotplug(512 << 10, 2, 128, 0), "total_size_mib: 524288"),
+        (hotplug(u64::MAX - 127, 2, 128, 0), "total_size_mib: 18446744073709551488"),
+        (hotplug(128, 4, 128, 0), "block_size_mib: 4"),
+        (hotplug(128, 2, 64, 0), "slot_size_mib: 64"),
+        (hotplug(384, 2, 384, 0), "slot_size_mib: 384"),
+        (hotplug(128, 2, 128, 130), "requested_size_mib: 130"),
+        (hotplug(128, 2, 128, 1), "requested_size_mib: 1"),
+    ] {
+        let error = refused(wrong);
+        assert!(error.starts_with(&format!("memory-hotplug.{text} is not allowed; allowed is ")), "{error}");
+    }
+    let error = refused(|raw| {
+        hotplug(128, 2, 128, 0)(raw);
+        raw.machine_config.huge_pages = HugePages::TwoMiB;
+    });
+    assert!(error.contains("without machine-config.huge_pages"), "{error}");
 }
 
 #[test]

@@ -21,9 +21,11 @@ pub use gate::{Exits, VcpuEnd, VcpuHandle};
 
 use crate::devices::bus::Bus;
 use crate::kvm::KvmError;
+use crate::memory::Hotplug;
 use crate::sys::signal::{self, ThreadId};
 use gate::Gate;
 use husk_protocol::control::Fault;
+use kvm_bindings::KVM_EXIT_MEMORY_FAULT;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
@@ -62,6 +64,7 @@ pub struct Vcpu {
     buses: Buses,
     gate: Arc<Gate>,
     exits: Arc<Exits>,
+    hotplug: Option<Hotplug>,
 }
 
 /// Why the guest was left.
@@ -76,7 +79,13 @@ impl Vcpu {
     pub fn new(mut fd: VcpuFd, index: u8, buses: Buses, exits: Arc<Exits>) -> (Self, VcpuHandle) {
         let gate = Arc::new(Gate::new(fd.get_kvm_run()));
         let handle = VcpuHandle::new(Arc::clone(&gate));
-        (Self { fd: ManuallyDrop::new(fd), index, buses, gate, exits }, handle)
+        (Self { fd: ManuallyDrop::new(fd), index, buses, gate, exits, hotplug: None }, handle)
+    }
+
+    /// The same, in a guest part of whose memory comes and goes.
+    #[must_use]
+    pub fn with_hotplug(self, hotplug: Option<Hotplug>) -> Self {
+        Self { hotplug, ..self }
     }
 
     /// The descriptor, to set registers while the vCPU is parked.
@@ -145,15 +154,32 @@ impl Vcpu {
         VcpuEnd::Fault { fault, message: format!("vCPU {}: {what}", self.index) }
     }
 
-    fn run_failed(&self, errno: i32) -> VcpuEnd {
+    fn run_failed(&mut self, errno: i32) -> VcpuEnd {
+        if let Some(address) = self.unplugged().filter(|_| errno == libc::EFAULT) {
+            let what = format!("the guest touched {address:#x}, memory that is not plugged in");
+            return self.fault(Fault::Guest, &what);
+        }
         let source = std::io::Error::from_raw_os_error(errno);
         let hint = match errno {
             libc::EFAULT | libc::ENOMEM | libc::EHWPOISON => {
-                " (the host cannot back guest memory: no huge page left, a cgroup's limit, or a pmem image cut short)"
+                " (the host cannot back guest memory: no huge page left, a cgroup's limit, a pmem image cut short, \
+                 or on an older host the guest touched memory that is not plugged in)"
             }
             _ => "",
         };
         self.fault(Fault::Host, &format!("KVM_RUN: {source}{hint}"))
+    }
+
+    /// The address of the memory that KVM could not have, if it says so (hosts since Linux 6.8) and it is not plugged in.
+    fn unplugged(&mut self) -> Option<u64> {
+        let run = self.fd.get_kvm_run();
+        if run.exit_reason != KVM_EXIT_MEMORY_FAULT {
+            return None;
+        }
+        #[expect(unsafe_code, reason = "kvm_run is a union")]
+        // SAFETY: the exit reason is KVM_EXIT_MEMORY_FAULT, for which KVM fills `memory_fault`; any bytes are valid.
+        let address = unsafe { run.__bindgen_anon_1.memory_fault.gpa };
+        self.hotplug.as_ref().filter(|hotplug| !hotplug.allows(address, 1)).map(|_| address)
     }
 
     /// `KVM_EXIT_INTERNAL_ERROR`. A software KVM says here that it cannot emulate what the guest executes.

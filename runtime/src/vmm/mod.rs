@@ -114,6 +114,9 @@ fn load(machine: &Machine, files: BootFiles, reporter: &Reporter) -> Result<(), 
 fn kernel_args(spec: &MachineSpec) -> String {
     let mut args = match spec.boot().args() {
         Some(args) => args.to_owned(),
+        None if spec.hotplug().is_some() => {
+            format!("{} {}", cmdline::default_args(spec.console_device()), cmdline::HOTPLUG)
+        }
         None => cmdline::default_args(spec.console_device()),
     };
     if let Some((letter, drive)) = ('a'..='z').zip(spec.drives()).find(|(_, drive)| drive.is_root()) {

@@ -70,6 +70,10 @@ fn on_message(machine: &Machine, reporter: &Reporter) -> Result<Option<End>, Vmm
             machine.answer_vsock(request, stream);
             Ok(None)
         }
+        (_, Request::Memory { requested_mib }) => {
+            machine.request_memory(requested_mib);
+            Ok(None)
+        }
         (_, Request::Start { .. }) => Err(Refused::Started(State::Running).into()),
         (_, Request::Stop) => Ok(None),
     }

@@ -30,6 +30,11 @@ pub enum Request {
     },
     /// End it.
     Stop,
+    /// Let the guest have so much of the memory that comes and goes.
+    Memory {
+        /// In MiB.
+        requested_mib: u64,
+    },
     /// The answer about a guest's connection to the host.
     VsockConnected {
         /// Which connection.
@@ -46,6 +51,7 @@ impl From<Received> for Request {
         match message {
             ToCell::Start { spec } => Self::Start { spec, descriptors },
             ToCell::Stop => Self::Stop,
+            ToCell::Memory { requested_mib } => Self::Memory { requested_mib },
             ToCell::VsockConnected { request, connected } => {
                 let stream = descriptors.into_iter().next().filter(|_| connected);
                 Self::VsockConnected { request, stream }
@@ -61,8 +67,8 @@ pub enum Refused {
     #[error("start: the machine is {0:?} already; it is started once")]
     Started(State),
     /// There is no machine yet.
-    #[error("vsock_connected: no machine runs")]
-    NoMachine,
+    #[error("{0}: no machine runs")]
+    NoMachine(&'static str),
 }
 
 /// The state that `request` leads to from `state`.
@@ -74,8 +80,11 @@ pub fn admit(state: State, request: &Request) -> Result<State, Refused> {
         (State::Waiting, Request::Start { .. }) => Ok(State::Running),
         (_, Request::Start { .. }) => Err(Refused::Started(state)),
         (_, Request::Stop) => Ok(State::Ended),
-        (State::Running, Request::VsockConnected { .. }) => Ok(State::Running),
-        (State::Waiting | State::Ended, Request::VsockConnected { .. }) => Err(Refused::NoMachine),
+        (State::Running, Request::VsockConnected { .. } | Request::Memory { .. }) => Ok(State::Running),
+        (State::Waiting | State::Ended, Request::VsockConnected { .. }) => {
+            Err(Refused::NoMachine("vsock_connected"))
+        }
+        (State::Waiting | State::Ended, Request::Memory { .. }) => Err(Refused::NoMachine("memory")),
     }
 }
 
@@ -100,9 +109,12 @@ mod tests {
         for state in [Waiting, Running, Ended] {
             assert_eq!(admit(state, &Request::Stop), Ok(Ended));
         }
-        assert_eq!(admit(Waiting, &answer()), Err(Refused::NoMachine));
-        assert_eq!(admit(Running, &answer()), Ok(Running));
-        assert_eq!(admit(Ended, &answer()), Err(Refused::NoMachine));
+        let memory = Request::Memory { requested_mib: 2 };
+        for (request, name) in [(answer(), "vsock_connected"), (memory, "memory")] {
+            assert_eq!(admit(Waiting, &request), Err(Refused::NoMachine(name)));
+            assert_eq!(admit(Running, &request), Ok(Running));
+            assert_eq!(admit(Ended, &request), Err(Refused::NoMachine(name)));
+        }
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub(crate) const RULES: &[Rule] = &[
     when(
         "mprotect",
         &[within(2, PROT_READ_WRITE)],
-        "the allocator opens pages that it had reserved; never executable",
+        "the allocator opens pages that it had reserved, the memory device blocks of guest memory; never executable",
     ),
     when(
         "mremap",

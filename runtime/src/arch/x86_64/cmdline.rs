@@ -21,6 +21,10 @@ const CONSOLE_SERIAL: &str = "console=ttyS0";
 /// screen is kept until then, and after, and printed before the console's first words.
 const CONSOLE_VIRTIO: &str = "console=hvc0 8250.nr_uarts=0 earlyprintk=vga,keep";
 
+/// For a kernel that memory is plugged into: it is online as soon as it is there, three parts of it of the kind that can be
+/// plugged out again to one of the kind that the kernel itself needs, of which else it would run out.
+pub const HOTPLUG: &str = "memhp_default_state=online memory_hotplug.online_policy=auto-movable";
+
 /// Not a command line.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CmdlineError {
@@ -104,7 +108,7 @@ mod tests {
         let slots: Vec<Slot> = (0..super::super::MAX_SLOTS).filter_map(super::super::slot).collect();
         assert_eq!(slots.len(), 19);
         for console in [None, Some(ConsoleDevice::Serial), Some(ConsoleDevice::Virtio)] {
-            build(&default_args(console), &slots).unwrap();
+            build(&format!("{} {HOTPLUG}", default_args(console)), &slots).unwrap();
         }
     }
 

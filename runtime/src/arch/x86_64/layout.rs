@@ -43,6 +43,8 @@ pub const GAP_START: u64 = 3 << 30;
 pub const GAP_END: u64 = 4 << 30;
 /// Linux keeps its books of memory in sections of this size, and adds memory that shares none with other memory most easily.
 const SECTION: u64 = 128 << 20;
+/// The largest unit in which Linux adds memory on x86, for guests of 64 GiB and more; for others it is [`SECTION`].
+const LARGEST_UNIT: u64 = 2 << 30;
 /// The virtio-mmio windows, one after the other.
 pub(super) const MMIO_START: u64 = 0xd000_0000;
 /// Bytes of a virtio-mmio window.
@@ -90,6 +92,12 @@ pub fn after(end: u64) -> u64 {
     end.next_multiple_of(SECTION)
 }
 
+/// Where memory lies that is plugged in while the guest runs, if everything else ends at `end`.
+#[must_use]
+pub fn hotplug_start(end: u64) -> u64 {
+    end.max(GAP_END).next_multiple_of(LARGEST_UNIT)
+}
+
 /// Slot number `index` for a virtio-mmio device; `None` past the last one.
 #[must_use]
 pub fn slot(index: usize) -> Option<super::super::Slot> {
@@ -116,6 +124,12 @@ mod tests {
         assert_eq!(images_start(GAP_START + 1), GAP_END + SECTION);
         assert_eq!(images_start(512 << 30), (513 << 30));
         assert_eq!((after(GAP_END + 1), after(GAP_END)), (GAP_END + SECTION, GAP_END));
+    }
+
+    #[test]
+    fn memory_that_comes_later_lies_above_everything() {
+        assert_eq!(hotplug_start(0), GAP_END);
+        assert_eq!(hotplug_start(GAP_END + 1), GAP_END + LARGEST_UNIT);
     }
 
     #[test]

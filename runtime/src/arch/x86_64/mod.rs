@@ -18,6 +18,6 @@ pub const ELF_MACHINE: u16 = 62;
 pub use boot::{Entry, Loaded};
 pub use layout::{
     CMDLINE_BYTES, GAP_END, GAP_START, HIMEM, I8042_PORT, MAX_SLOTS, MMIO_BYTES, SERIAL_IRQ, SERIAL_PORT,
-    after, images_start, memory_ranges, slot,
+    after, hotplug_start, images_start, memory_ranges, slot,
 };
 pub use vcpu::{VcpuSetup, guest_clock, set_entry};

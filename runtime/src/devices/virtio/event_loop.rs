@@ -11,6 +11,7 @@
 mod deputy;
 
 use super::{Busy, DeviceError, Token, Worker};
+use crate::memory::Reader;
 use deputy::{Deputy, Ward};
 use std::collections::BTreeMap;
 use std::io;
@@ -123,6 +124,8 @@ pub struct EventLoop {
     wake: Arc<EventFd>,
     slots: BTreeMap<WorkerKey, Slot>,
     patience: Duration,
+    /// Says when this thread is at guest memory, where that can be taken away from it.
+    reader: Option<Reader>,
 }
 
 impl EventLoop {
@@ -134,7 +137,16 @@ impl EventLoop {
         let (sender, commands) = mpsc::channel();
         let next_key = Arc::new(AtomicU32::new(0));
         let handle = LoopHandle { commands: sender, wake: wake.clone(), next_key, ward: None };
-        Ok((Self { epoll, commands, wake, slots: BTreeMap::new(), patience: DRAIN_PATIENCE }, handle))
+        Ok((
+            Self { epoll, commands, wake, slots: BTreeMap::new(), patience: DRAIN_PATIENCE, reader: None },
+            handle,
+        ))
+    }
+
+    /// The same, on a thread beside the one that takes memory away from the guest.
+    #[must_use]
+    pub fn with_reader(self, reader: Reader) -> Self {
+        Self { reader: Some(reader), ..self }
     }
 
     /// Runs until [`LoopHandle::stop`]. Fails only if the kernel no longer reports events.
@@ -154,17 +166,28 @@ impl EventLoop {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
             Err(error) => return Err(error),
         };
-        for event in &events[..count] {
-            if event.data() != COMMANDS {
-                self.dispatch(event.data());
-            } else if self.obey().is_break() {
-                return Ok(ControlFlow::Break(()));
-            }
+        if let Some(reader) = &self.reader {
+            reader.enter();
         }
+        let flow = self.handle(&events[..count]);
         if draining {
             self.retry_drains();
         }
-        Ok(ControlFlow::Continue(()))
+        if let Some(reader) = &self.reader {
+            reader.leave();
+        }
+        Ok(flow)
+    }
+
+    fn handle(&mut self, events: &[EpollEvent]) -> ControlFlow<()> {
+        for event in events {
+            if event.data() != COMMANDS {
+                self.dispatch(event.data());
+            } else if self.obey().is_break() {
+                return ControlFlow::Break(());
+            }
+        }
+        ControlFlow::Continue(())
     }
 
     fn dispatch(&mut self, data: u64) {

@@ -14,6 +14,7 @@ pub mod fs;
 pub mod gate;
 pub mod guest_io;
 pub mod limiter;
+pub mod mem;
 pub mod mmio;
 pub mod net;
 pub mod pmem;
@@ -60,6 +61,8 @@ pub enum DeviceKind {
     Balloon = virtio_ids::VIRTIO_ID_BALLOON,
     /// A socket device (5.10).
     Vsock = virtio_ids::VIRTIO_ID_VSOCK,
+    /// Memory that comes and goes (5.15).
+    Mem = virtio_ids::VIRTIO_ID_MEM,
     /// Persistent memory (5.19).
     Pmem = virtio_ids::VIRTIO_ID_PMEM,
     /// A file system (5.11).
@@ -154,6 +157,9 @@ pub enum ActivateError {
     /// Guest's fault.
     #[error("the driver started the device without queue {0}, which it needs")]
     QueueMissing(u16),
+    /// Guest's fault.
+    #[error("the driver does without {0}, which the device needs")]
+    FeatureMissing(&'static str),
     /// Guest's fault.
     #[error("queue {index}: {source}")]
     Queue {

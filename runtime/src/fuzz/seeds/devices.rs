@@ -4,7 +4,8 @@ use super::{DATA, Device, HEADER, HOLE, Place, Script, Seed, TABLE};
 use crate::devices::virtio::testkit::Ring;
 use crate::fuzz::input::{LOW, MIDDLE};
 use crate::fuzz::registers::op;
-use crate::fuzz::{script, sockets};
+use crate::fuzz::{hosts, script, sockets};
+use crate::memory::BLOCK;
 
 fn named(mut seeds: Vec<Seed>, more: Vec<(&str, Script)>) -> Vec<Seed> {
     seeds.extend(more.into_iter().map(|(name, script)| (name.to_owned(), script.0)));
@@ -93,6 +94,45 @@ pub(super) fn balloon() -> Vec<Seed> {
         ("13-report-huge", report(&[((MIDDLE, 0), 0x2_0000, true); 32])),
     ];
     named(device(0, &[8, 9, 8]).seeds(), more)
+}
+
+pub(super) fn mem() -> Vec<Seed> {
+    const CHAIN: [(Place, u32, bool); 2] = [(HEADER, 24, false), (DATA, 10, true)];
+    let request = |kind: u16, address: u64, blocks: u16| {
+        let start = [kind, 0, 0, 0].map(u16::to_le_bytes).concat();
+        [start, address.to_le_bytes().to_vec(), [blocks, 0, 0, 0].map(u16::to_le_bytes).concat()].concat()
+    };
+    let at = |block: u64| hosts::REGION_START + block * BLOCK;
+    let (plug, unplug, all, state) = (0, 1, 2, 3);
+    let ask = |script: Script, (kind, address, blocks): (u16, u64, u16)| {
+        script.write(HEADER, &request(kind, address, blocks)).chain(0, &CHAIN).kick(0)
+    };
+    let asks = |requests: &[(u16, u64, u16)]| requests.iter().copied().fold(Script::default(), ask);
+    let device = Device {
+        prefix: Script::default(),
+        queue: 0,
+        contents: request(plug, at(0), 4),
+        chain: CHAIN.to_vec(),
+        size: 64,
+    };
+    let reader = || asks(&[(plug, at(0), 8)]).host(&[0xff]);
+    let more = vec![
+        ("there-and-back", asks(&[(plug, at(0), 8), (state, at(0), 9), (unplug, at(2), 3), (all, 0, 0)])),
+        ("under-a-reader", ask(ask(reader(), (unplug, at(0), 8)), (plug, at(8), 8)).host(&[0xff]).kick(0)),
+        (
+            "again-under-a-reader",
+            ask(ask(reader(), (unplug, at(0), 8)), (plug, at(1), 2)).host(&[0xff]).kick(0),
+        ),
+        ("restart", ask(asks(&[(plug, at(3), 5)]).restart(), (all, 0, 0))),
+        ("13-more-than-asked", asks(&[(plug, at(0), 9), (plug, at(0), 8), (plug, at(9), 1)])),
+        ("13-less-is-asked", ask(asks(&[(plug, at(0), 8)]).host(&[2]), (plug, at(8), 1))),
+        ("13-outside", asks(&[(plug, 0, 1), (plug, at(15), 2), (unplug, at(16), 1), (state, u64::MAX, 1)])),
+        ("13-wraps", asks(&[(plug, 0_u64.wrapping_sub(BLOCK), u16::MAX), (plug, at(0), u16::MAX)])),
+        ("13-unaligned", asks(&[(plug, at(0) + 4096, 1), (plug, at(0) + 1, 1), (plug, at(0), 0)])),
+        ("13-twice", asks(&[(plug, at(1), 2), (plug, at(0), 2), (unplug, at(0), 2), (unplug, at(5), 1)])),
+        ("13-unknown", asks(&[(4, at(0), 1), (u16::MAX, at(0), 1)])),
+    ];
+    named(device.seeds(), more)
 }
 
 pub(super) fn net() -> Vec<Seed> {

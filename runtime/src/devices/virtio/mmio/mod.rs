@@ -78,6 +78,8 @@ pub struct MmioTransport {
     interrupt: Arc<MmioInterrupt>,
     notifiers: Arc<[EventFd]>,
     dropped: Arc<AtomicU64>,
+    /// Of the configuration (4.2.2); another after each change, under the state's lock.
+    generation: AtomicU32,
     state: Mutex<State>,
 }
 
@@ -104,6 +106,7 @@ impl MmioTransport {
             interrupt: Arc::new(MmioInterrupt { status: AtomicU32::new(0), line }),
             notifiers: notifiers.into(),
             dropped: Arc::default(),
+            generation: AtomicU32::new(0),
             state: Mutex::new(State { registers, device, worker: None, failures: 0, last: None }),
         }))
     }
@@ -132,6 +135,17 @@ impl MmioTransport {
         let state = self.lock();
         let dropped = self.dropped.load(Ordering::Relaxed);
         Faults { failures: state.failures, dropped, last: state.last.clone() }
+    }
+
+    /// Lets `change` change what the driver reads as the device's configuration, and tells the driver, if there is one. One
+    /// that reads in two halves sees by the generation that they do not belong together.
+    pub fn change_config(&self, change: impl FnOnce()) {
+        let state = self.lock();
+        change();
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        if state.registers.is_live() {
+            self.interrupt.config();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -207,8 +221,7 @@ impl MmioTransport {
     fn read_register(&self, offset: u32) -> u32 {
         match offset {
             mmio::VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt.status.load(Ordering::SeqCst),
-            // No device's configuration changes yet.
-            mmio::VIRTIO_MMIO_CONFIG_GENERATION => 0,
+            mmio::VIRTIO_MMIO_CONFIG_GENERATION => self.generation.load(Ordering::SeqCst),
             _ => self.lock().registers.read(offset),
         }
     }

@@ -262,3 +262,17 @@ fn what_the_guest_does_with_the_interrupt_status_stays_there() {
     assert_eq!(read(&rig.transport, 0x60), 0);
     assert_eq!(read(&rig.transport, 0x64), 0);
 }
+
+#[test]
+fn a_configuration_that_changes_says_so() {
+    let look = |rig: &Rig| (read(&rig.transport, 0xfc), read(&rig.transport, 0x60));
+    let idle = rig();
+    assert_eq!(look(&idle), (0, 0));
+    let mut changed = false;
+    idle.transport.change_config(|| changed = true);
+    assert!(changed);
+    assert_eq!(look(&idle), (1, 0), "without a driver there is nobody to tell");
+    let live = started();
+    live.transport.change_config(|| {});
+    assert_eq!(look(&live), (1, 2));
+}
