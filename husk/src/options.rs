@@ -27,7 +27,7 @@ pub struct Options {
     pub vcpus: Option<u64>,
     /// Guest memory in MiB; `None`: 128.
     pub memory_mib: Option<u64>,
-    /// What guest memory may grow to when the guest runs out, in MiB; `None`: it does not grow.
+    /// What guest memory grows to once the guest is ready, in MiB; `None`: it does not grow.
     pub memory_max_mib: Option<u64>,
     /// Guest memory from 2 MiB pages.
     pub hugepages: bool,

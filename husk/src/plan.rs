@@ -10,7 +10,7 @@ mod names;
 mod network;
 mod pmem;
 
-pub(crate) use memory::{check_memory, least_memory_mib};
+pub(crate) use memory::{check_memory, most_memory_mib, wanted_memory_mib};
 pub(crate) use names::FileNames;
 pub(crate) use network::network;
 pub(crate) use pmem::{kept as images, mounts, root as root_image};
@@ -106,7 +106,8 @@ pub(crate) enum PlanError {
     Network(String),
     /// Too many drives.
     #[error(
-        "{0} devices are asked for (drives, root, network, vsock, entropy, balloon, pmem, volumes and console); at most \
+        "{0} devices are asked for (drives, root, network, vsock, entropy, balloon, memory-hotplug, pmem, volumes and
+         console); at most \
          {MOST_DEVICES} are possible"
     )]
     Devices(usize),
@@ -209,7 +210,9 @@ pub(crate) fn machine(options: &Options, base: &RawSpec) -> Result<RawSpec, Plan
         network::check(option)?;
         spec.network_interfaces.push(network::card(option));
     }
-    memory::balloon(options, &base.machine_config, &mut spec)?;
+    memory::check_balloon(&spec)?;
+    let machine = spec.machine_config.clone();
+    memory::hotplug(options, &machine, &mut spec)?;
     check_volumes(options)?;
     check_drives(options, &spec)?;
     Ok(spec)
@@ -290,7 +293,8 @@ fn check_drives(options: &Options, spec: &RawSpec) -> Result<(), PlanError> {
     }
     // The root replaces the configuration's root device, if it has one; the vsock device carries the exec channel.
     let data = spec.drives.iter().filter(|drive| !drive.is_root_device).count();
-    let others = [spec.entropy.is_some(), spec.balloon.is_some(), options.console];
+    let others =
+        [spec.entropy.is_some(), spec.balloon.is_some(), spec.memory_hotplug.is_some(), options.console];
     let others = others.into_iter().filter(|&there| there).count() + pmem::check(options, spec)?;
     let root = usize::from(root_image(options, spec).is_none());
     let mounted = options.drives.len() + options.volumes.len();

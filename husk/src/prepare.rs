@@ -154,7 +154,7 @@ pub(crate) fn prepare(options: &Options, manner: Manner<'_>) -> Result<Prepared,
     let (kernel, own_kernel) = open_kernel(options, &base, &assets)?;
     let (initrd, initrd_size) = open_initrd(options, &base, &assets)?;
     let (pmem, pmem_size) = open_images(options, &base, &mut files)?;
-    let memory = plan::least_memory_mib(options, &spec);
+    let memory = spec.machine_config.mem_size_mib;
     plan::check_memory(memory, kernel.check_kernel()?, initrd_size, pmem_size)?;
     let (kernel, initrd) = (files.add(kernel.file), files.add(initrd));
     let on_image = plan::root_image(options, &base).is_some();
@@ -246,7 +246,7 @@ fn open_volumes(options: &Options, files: &mut Files) -> Result<(Vec<Volume>, Ve
 
 fn check_host(spec: &RawSpec) -> Result<(), HostError> {
     let memory = spec.machine_config.mem_size_mib;
-    host::check_memory(memory)?;
+    host::check_memory(plan::wanted_memory_mib(spec))?;
     if spec.machine_config.huge_pages == HugePages::TwoMiB {
         host::check_huge_pages(memory)?;
     }

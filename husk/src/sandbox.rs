@@ -220,7 +220,7 @@ impl<'a> Sandbox<'a> {
     /// From the registration to the end of all processes.
     fn live(
         &self,
-        prepared: Prepared,
+        mut prepared: Prepared,
         place: &Place,
         streams: Streams<'_, '_>,
         report: &mut Report,
@@ -228,6 +228,9 @@ impl<'a> Sandbox<'a> {
         place.registration.publish(&self.record(&prepared, &place.registration))?;
         let order = place.order(&prepared);
         let (mut control, theirs) = control::pair()?;
+        // Asked for once the guest is ready: making memory its own costs it time, which its boot is not to take.
+        let hotplug = prepared.spec.memory_hotplug.as_mut();
+        let memory = hotplug.map(|hotplug| std::mem::take(&mut hotplug.requested_size_mib));
         let files: Vec<_> = prepared.files.iter().map(AsFd::as_fd).collect();
         control.start(&ToCell::Start { spec: Box::new(prepared.spec) }, &files)?;
         // The cell has them now. A copy kept here would keep channels open whose end is to be seen.
@@ -263,6 +266,7 @@ impl<'a> Sandbox<'a> {
         pump.terminal = terminal;
         pump.console = prepared.console;
         pump.vsock = prepared.vsock;
+        pump.memory = memory.filter(|&mib| mib > 0);
         pump.volumes = Volumes::new(prepared.volumes, start);
         pump.run();
         report.warnings.extend(std::mem::take(&mut pump.volumes).finish());
@@ -309,7 +313,7 @@ impl<'a> Sandbox<'a> {
             uid: registration.uid,
             started_ms: realtime_ns() / 1_000_000,
             vcpus: prepared.spec.machine_config.vcpu_count,
-            memory_mib: prepared.spec.machine_config.mem_size_mib,
+            memory_mib: plan::most_memory_mib(&prepared.spec),
             command: self.options.command.iter().take(SHOWN_COMMAND).map(&mut shown).collect(),
             vsock: prepared.listener.as_ref().map(|listener| listener.name().clone()),
         }
@@ -341,13 +345,14 @@ impl Place {
         let (machine, registration) = (&prepared.spec.machine_config, &self.registration);
         let drives = u64::try_from(prepared.spec.drives.len()).unwrap_or(u64::MAX);
         let volumes = u64::try_from(prepared.spec.volumes.len()).unwrap_or(u64::MAX);
+        let memory = plan::most_memory_mib(&prepared.spec);
         JailerOrder {
             id: registration.id.clone(),
             uid: registration.uid,
             runtime: prepared.runtime.clone(),
             jail_base: self.state.jail_base(),
             parent_cgroup: self.hierarchies.parent().to_owned(),
-            limits: self.hierarchies.limits(machine.mem_size_mib, machine.vcpu_count, [drives, volumes]),
+            limits: self.hierarchies.limits(memory, machine.vcpu_count, [drives, volumes]),
             cpus: prepared.spec.placement.as_ref().map(|placement| placement.pin.clone()).unwrap_or_default(),
         }
     }

@@ -73,7 +73,7 @@ pub(crate) struct Run {
     /// guest memory with a unit, K, M or G; default: 128M
     #[argh(option, arg_name = "size", from_str_fn(mebibytes))]
     memory: Option<u64>,
-    /// what --memory may grow to when the guest runs out: the rest is in a balloon until then; default: it does not grow
+    /// what memory grows to once the guest is ready, paid for as it is used; default: it does not grow
     #[argh(option, arg_name = "size", from_str_fn(mebibytes))]
     memory_max: Option<u64>,
     /// environment variable K=V of the command; may be repeated; PATH and HOME are set by default

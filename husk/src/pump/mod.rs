@@ -57,6 +57,8 @@ pub(crate) struct Pump<'a> {
     pub(crate) console: Option<OwnedFd>,
     /// Path of the vsock socket; host ports are `<path>_<port>`.
     pub(crate) vsock: Option<PathBuf>,
+    /// MiB of memory that the guest is to plug in when it is ready.
+    pub(crate) memory: Option<u64>,
     /// Their servers are started when the sandbox's cgroup is there.
     pub(crate) volumes: Volumes,
     pub(crate) timeline: Timeline,
@@ -84,6 +86,7 @@ impl<'a> Pump<'a> {
             terminal: None,
             console: None,
             vsock: None,
+            memory: None,
             volumes: Volumes::default(),
             timeline,
             evidence: Evidence::default(),
@@ -159,7 +162,17 @@ impl<'a> Pump<'a> {
             Token::Channel | Token::Stdin | Token::Stdout | Token::Stderr | Token::ConsoleOut => {
                 let result = self.session.ready(token, &mut self.timeline);
                 self.check(result);
+                self.grow();
             }
+        }
+    }
+
+    /// Asks for the memory that the guest is to have beside what it booted in.
+    fn grow(&mut self) {
+        if let Some(mib) = self.memory.take_if(|_| self.timeline.has(Stage::Ready))
+            && let Err(error) = self.control.memory(mib)
+        {
+            self.fail(Fault::Host, error.to_string());
         }
     }
 
