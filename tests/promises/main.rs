@@ -16,6 +16,7 @@ mod faults;
 mod filters;
 mod jail;
 mod limits;
+mod memory;
 mod net;
 mod placement;
 mod pmem;
