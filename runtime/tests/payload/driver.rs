@@ -50,7 +50,7 @@ pub(crate) fn devices() -> Vec<Device> {
         device("fs", 2, 1, FEATURE_INDIRECT, 16),
         device("console", 2, 1, 0, 0),
     ];
-    devices.retain(|device| device.name != "net" || tap::is_possible());
+    devices.retain(|device| device.name != "net" || tap::missing().is_none());
     (0..).zip(&mut devices).for_each(|(slot, device)| device.slot = slot);
     devices
 }

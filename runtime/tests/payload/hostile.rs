@@ -25,6 +25,7 @@ use crate::driver::{Device, device, devices};
 use crate::guest::Guest;
 use crate::own;
 use crate::peers::{Host, Peers};
+use crate::tap;
 use husk_protocol::control::{EndReason, FromCell};
 use husk_protocol::exit::RuntimeExit;
 use std::fs::File;
@@ -111,7 +112,7 @@ fn stands(attack: Attack) {
 /// The same, with one device only, or none where there is no such device.
 fn stands_alone(name: &str, host: Host, attack: Attack) {
     let Some(device) = device(name) else {
-        println!("HUSK-SKIP a tap: this user cannot make one");
+        println!("HUSK-SKIP a tap: {}", tap::missing().unwrap_or_default());
         return;
     };
     stands_at(vec![device], host, attack);

@@ -1,7 +1,6 @@
 //! A tap in a network of its own, and the other end of its wire.
 //!
-//! Owns nothing but descriptors: the network goes with the last of them. `None`, and a line that says so, where this user
-//! cannot make one.
+//! Owns nothing but descriptors: the network goes with the last of them. Where this user cannot make one, [`missing`] says why.
 
 #![expect(unsafe_code, reason = "ioctls and a packet socket, which have no safe wrapper")]
 
@@ -9,6 +8,7 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::OnceLock;
 
 const NAME: &[u8] = b"husk0";
 /// Bytes of the header before each frame, and what the guest takes: checksums, long TCP frames (linux/if_tun.h).
@@ -21,11 +21,10 @@ const SOURCE: std::ops::Range<usize> = 6..12;
 pub(crate) struct Wire(OwnedFd);
 
 /// The runtime's end, which never waits, and the other.
-pub(crate) fn pair() -> Option<(OwnedFd, Wire)> {
+pub(crate) fn pair() -> io::Result<(OwnedFd, Wire)> {
     #[allow(clippy::disallowed_methods, reason = "tests have no thread policy")]
     // A network belongs to a thread: this one's ends with it, but for what is open.
-    let made = std::thread::spawn(make).join().unwrap();
-    made.inspect_err(|error| println!("HUSK-SKIP a tap in a network of its own: {error}")).ok()
+    std::thread::spawn(make).join().unwrap()
 }
 
 fn make() -> io::Result<(OwnedFd, Wire)> {
@@ -98,9 +97,8 @@ impl Wire {
     }
 }
 
-/// Whether this user may make one.
-pub(crate) fn is_possible() -> bool {
-    use std::sync::OnceLock;
-    static POSSIBLE: OnceLock<bool> = OnceLock::new();
-    *POSSIBLE.get_or_init(|| pair().is_some())
+/// Why this user cannot make one; `None`: he can.
+pub(crate) fn missing() -> Option<&'static str> {
+    static MISSING: OnceLock<Option<String>> = OnceLock::new();
+    MISSING.get_or_init(|| pair().err().map(|error| error.to_string())).as_deref()
 }
