@@ -11,6 +11,8 @@ mod config;
 mod control;
 mod cpio;
 mod doctor;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 mod gc;
 mod host;
 mod image;

@@ -3,6 +3,7 @@
 //! Owns no resource. Refuses nothing itself: `plan` does. Invariant: every field is what the caller said, or `None`
 //! where he said nothing, so that a configuration file can stand below it.
 
+use crate::units;
 use husk_protocol::network::{AllowRule, GuestAddress};
 use std::ffi::OsString;
 use std::net::IpAddr;
@@ -176,17 +177,37 @@ pub struct VolumeOption {
     pub target: String,
     /// Whether the guest may change it.
     pub writable: bool,
+    /// Most bytes a second that go to and fro.
+    pub bandwidth: Option<u64>,
+    /// Most messages a second that the guest sends.
+    pub ops: Option<u64>,
 }
 
 impl std::str::FromStr for VolumeOption {
     type Err = String;
 
-    /// `HOSTDIR:GUESTDIR`, `HOSTDIR:GUESTDIR:ro` or `HOSTDIR:GUESTDIR:rw`; the host's name may contain colons.
+    /// `HOSTDIR:GUESTDIR`, then `:ro` or `:rw`, `:bandwidth=10M` and `:ops=500`, each or none; the host's name may contain
+    /// colons.
     fn from_str(text: &str) -> Result<Self, String> {
-        let (directory, target, writable) = mounted(text).ok_or(
-            "a volume is HOSTDIR:GUESTDIR or HOSTDIR:GUESTDIR:rw, with an absolute GUESTDIR that is not /",
+        let (mut rest, mut bandwidth, mut ops) = (text, None, None);
+        while let Some((before, (key, value))) =
+            rest.rsplit_once(':').and_then(|(before, last)| Some((before, last.split_once('=')?)))
+        {
+            let (slot, number) = match key {
+                "bandwidth" => (&mut bandwidth, units::bytes(value).map_err(|error| error.to_string())?),
+                "ops" => (&mut ops, units::count(value).map_err(|error| error.to_string())?),
+                _ => break,
+            };
+            if slot.replace(number).is_some() {
+                return Err(format!("{key} is given twice for one volume"));
+            }
+            rest = before;
+        }
+        let (directory, target, writable) = mounted(rest).ok_or(
+            "a volume is HOSTDIR:GUESTDIR, with an absolute GUESTDIR that is not /, then :rw, :bandwidth=10M and :ops=500, \
+             each or none",
         )?;
-        Ok(Self { directory, target, writable })
+        Ok(Self { directory, target, writable, bandwidth, ops })
     }
 }
 
@@ -222,8 +243,32 @@ mod tests {
         let drive: DriveOption = "disk:/data".parse().unwrap();
         assert!(!drive.writable);
         let volume: VolumeOption = "./src:/data:rw".parse().unwrap();
-        let expected = VolumeOption { directory: "./src".into(), target: "/data".into(), writable: true };
+        let expected = VolumeOption {
+            directory: "./src".into(),
+            target: "/data".into(),
+            writable: true,
+            bandwidth: None,
+            ops: None,
+        };
         assert_eq!(volume, expected);
+        let limited: VolumeOption = "./src:/data:rw:ops=500:bandwidth=64K".parse().unwrap();
+        assert_eq!(limited, VolumeOption { bandwidth: Some(64 << 10), ops: Some(500), ..expected });
+        let odd: VolumeOption = "a:ops=1:/data:bandwidth=1G".parse().unwrap();
+        assert_eq!((odd.directory.to_str(), odd.ops, odd.bandwidth), (Some("a:ops=1"), None, Some(1 << 30)));
+        for (wrong, says) in [
+            ("a:/b:ops=0", "not \"0\""),
+            ("a:/b:ops=", "not \"\""),
+            ("a:/b:ops=-1", "not \"-1\""),
+            ("a:/b:bandwidth=10", "not \"10\""),
+            ("a:/b:bandwidth=0M", "not \"0M\""),
+            ("a:/b:bandwidth=17179869184G", "not \"17179869184G\""),
+            ("a:/b:ops=1:ops=2", "given twice"),
+            ("a:/b:speed=1", "a volume is"),
+            ("a:/b:ops=1:rw", "a volume is"),
+        ] {
+            let error = wrong.parse::<VolumeOption>().unwrap_err();
+            assert!(error.contains(says), "{wrong}: {error}");
+        }
         assert!(!"/src:/data:ro".parse::<VolumeOption>().unwrap().writable);
         for wrong in ["", "disk", "disk:data", ":/data", "disk:/", "disk:/:rw"] {
             assert!(wrong.parse::<DriveOption>().unwrap_err().starts_with("a drive is"), "{wrong}");

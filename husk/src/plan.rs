@@ -15,12 +15,12 @@ pub(crate) use names::FileNames;
 pub(crate) use network::network;
 pub(crate) use pmem::{kept as images, mounts, root as root_image};
 
-use crate::options::Options;
+use crate::options::{Options, VolumeOption};
 use husk_protocol::exec::{Exec, User, WindowSize};
 use husk_protocol::network::{Mac, format_mac};
 use husk_protocol::spec::{
-    BootProtocol, CacheType, ConsoleDevice, FileRef, HugePages, MAX_REFILL_MS, RawConsole, RawDrive, RawPart,
-    RawSpec, RawVolume,
+    BootProtocol, CacheType, ConsoleDevice, FileRef, HugePages, MAX_REFILL_MS, MAX_VOLUMES, RawConsole,
+    RawDrive, RawPart, RawRateLimiter, RawSpec, RawTokenBucket, RawVolume,
 };
 use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
@@ -31,8 +31,6 @@ pub(crate) const MOST_VCPUS: u64 = 32;
 pub(crate) const LEAST_MEMORY_MIB: u64 = 16;
 /// Most guest memory in MiB: 512 GiB, which is what the runtime takes.
 pub(crate) const MOST_MEMORY_MIB: u64 = 512 << 10;
-/// Most volumes, each with a server of its own.
-const MOST_VOLUMES: usize = 8;
 /// Most virtio-mmio devices.
 const MOST_DEVICES: usize = 19;
 /// Bytes of a drive's id that the guest sees as the disk's serial.
@@ -304,8 +302,8 @@ fn check_drives(options: &Options, spec: &RawSpec) -> Result<(), PlanError> {
 
 fn check_volumes(options: &Options) -> Result<(), PlanError> {
     let count = options.volumes.len();
-    if count > MOST_VOLUMES {
-        let (value, allowed) = (format!("{count} times"), format!("up to {MOST_VOLUMES} times"));
+    if count > MAX_VOLUMES {
+        let (value, allowed) = (format!("{count} times"), format!("up to {MAX_VOLUMES} times"));
         return Err(PlanError::Range { name: "--volume", value, allowed });
     }
     options.volumes.iter().try_for_each(|volume| check_mount_point("--volume", &volume.target))
@@ -331,6 +329,15 @@ fn drive_id(index: usize) -> String {
 /// Tag of the `index`-th volume.
 fn volume_tag(index: usize) -> String {
     format!("husk-volume{index}")
+}
+
+/// The `index`-th volume, whose server is behind the file at `place`. Its limits are a second's.
+fn raw_volume(index: usize, volume: &VolumeOption, place: u32) -> RawVolume {
+    let bucket = |size: u64| RawTokenBucket { size, one_time_burst: None, refill_time: 1000 };
+    let (bandwidth, ops) = (volume.bandwidth.map(bucket), volume.ops.map(bucket));
+    let limited = bandwidth.is_some() || ops.is_some();
+    let rate_limiter = limited.then_some(RawRateLimiter { bandwidth, ops });
+    RawVolume { tag: volume_tag(index), socket: FileRef::Fd(place), rate_limiter }
 }
 
 /// Ids of the drives and tags of the volumes that the guest mounts for writing.
@@ -385,10 +392,8 @@ pub(crate) fn with_files(mut spec: RawSpec, options: &Options, places: &Places) 
         card.mtu.get_or_insert(mtu);
         card.guest_mac.get_or_insert_with(|| format_mac(mac));
     }
-    let volumes = places.volumes.iter().enumerate();
-    spec.volumes = volumes
-        .map(|(index, &place)| RawVolume { tag: volume_tag(index), socket: FileRef::Fd(place) })
-        .collect();
+    let volumes = options.volumes.iter().zip(&places.volumes).enumerate();
+    spec.volumes = volumes.map(|(index, (volume, &place))| raw_volume(index, volume, place)).collect();
     if let Some(listener) = places.listener {
         let vsock = spec.vsock.get_or_insert(husk_protocol::spec::RawVsock {
             guest_cid: 3,

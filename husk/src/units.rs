@@ -17,6 +17,9 @@ pub(crate) enum UnitError {
     /// A size that is not whole MiB.
     #[error("{0} is not a whole number of MiB")]
     Fraction(String),
+    /// Not a number, or none at all.
+    #[error("a number a second is a whole one, and at least 1; not {0:?}")]
+    Count(String),
     /// Not a duration.
     #[error("a duration is a number and a unit, ms, s, m or h, as in 30s; not {0:?}")]
     Duration(String),
@@ -36,20 +39,41 @@ pub(crate) enum UnitError {
 /// # Errors
 /// No unit, not a number, or not whole MiB.
 pub(crate) fn memory_mib(text: &str) -> Result<u64, UnitError> {
-    let wrong = || UnitError::Size(text.to_owned());
+    let total = kib(text).ok_or_else(|| UnitError::Size(text.to_owned()))?;
+    if total % 1024 == 0 { Ok(total / 1024) } else { Err(UnitError::Fraction(text.to_owned())) }
+}
+
+/// Bytes, at least one, from `64K`, `10M`, `1G`.
+///
+/// # Errors
+/// No unit, not a number, none at all, or more than a `u64`.
+pub(crate) fn bytes(text: &str) -> Result<u64, UnitError> {
+    let bytes = kib(text).filter(|&kib| kib > 0).and_then(|kib| kib.checked_mul(1024));
+    bytes.ok_or_else(|| UnitError::Size(text.to_owned()))
+}
+
+/// A number of things, at least one.
+///
+/// # Errors
+/// Not a number, 0, or more than a `u64`.
+pub(crate) fn count(text: &str) -> Result<u64, UnitError> {
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    let number = text.parse().ok().filter(|&number| digits && number > 0);
+    number.ok_or_else(|| UnitError::Count(text.to_owned()))
+}
+
+/// The KiB of a size.
+fn kib(text: &str) -> Option<u64> {
     let plain = text.strip_suffix("iB").or_else(|| text.strip_suffix('B')).unwrap_or(text);
-    let (digits, unit) = plain.split_at_checked(plain.len().saturating_sub(1)).ok_or_else(wrong)?;
+    let (digits, unit) = plain.split_at_checked(plain.len().saturating_sub(1))?;
     let kib: u64 = match unit {
         "K" | "k" => 1,
         "M" | "m" => 1 << 10,
         "G" | "g" => 1 << 20,
-        _ => return Err(wrong()),
+        _ => return None,
     };
-    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(wrong());
-    }
-    let total = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(kib)).ok_or_else(wrong)?;
-    if total % 1024 == 0 { Ok(total / 1024) } else { Err(UnitError::Fraction(text.to_owned())) }
+    let number = digits.parse::<u64>().ok().filter(|_| digits.bytes().all(|b| b.is_ascii_digit()));
+    number?.checked_mul(kib)
 }
 
 /// A duration, from `30s`, `500ms`, `1.5m`, `2h`; a bare number is seconds.

@@ -188,7 +188,7 @@ mod tests {
     use super::*;
 
     fn option(path: &str) -> VolumeOption {
-        VolumeOption { directory: path.into(), target: "/data".into(), writable: false }
+        format!("{path}:/data").parse().unwrap()
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub use hotplug::RawMemoryHotplug;
 pub use limiter::{MAX_REFILL_MS, RawRateLimiter, RawTokenBucket};
 pub use network::RawNetwork;
 pub use pmem::RawPmem;
-pub use volume::RawVolume;
+pub use volume::{MAX_VOLUMES, RawVolume};
 
 use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};

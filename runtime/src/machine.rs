@@ -375,7 +375,8 @@ fn make_vcpus(
 
 fn volume(it: &VolumeSpec, socket: Option<OwnedFd>, name: &str) -> Result<Fs, MachineError> {
     let socket = socket.ok_or_else(|| MachineError::NoSlot { device: name.into() })?;
-    Fs::new(it.tag(), socket).map_err(descriptor(name))
+    let fs = Fs::new(it.tag(), socket).map_err(descriptor(name))?;
+    Ok(fs.with_limit(limit(it.limiter(), name)?))
 }
 
 fn balloon(it: &BalloonSpec, tell: &Tell) -> io::Result<Balloon> {

@@ -199,11 +199,27 @@ fn what_a_dying_kernel_printed_is_shown() {
 }
 
 #[test]
-fn guest_memory_exhausted_is_the_commands_problem() {
+fn item_17_guest_memory_exhausted_is_the_commands_problem() {
     let before = Footprint::now();
     let script = "head -c 400m /dev/zero | tail -c 400m > /dev/null; echo status $?";
     let outcome = Husk::run(&["--memory", "96M"], &["sh", "-c", script]).output();
     assert_eq!(outcome.status, 0, "{}", outcome.stderr);
+    before.assert_restored();
+}
+
+#[test]
+fn item_17_a_fork_bomb_stays_in_its_guest() {
+    let before = Footprint::now();
+    let script = "bomb() { bomb | bomb & }; echo up; bomb; while :; do :; done";
+    let bombed = Husk::sh(script).spawn().up();
+    let neighbour = Husk::sh("echo alive").output().expect_status(0);
+    assert_eq!(neighbour.text(), "alive\n");
+    // The second signal ends it; or its kernel found nothing more to kill, and says so.
+    bombed.signal(Signal::TERM);
+    std::thread::sleep(Duration::from_millis(200));
+    bombed.signal(Signal::TERM);
+    let outcome = bombed.finish();
+    assert!(matches!(outcome.status, 143 | 125), "{outcome:?}");
     before.assert_restored();
 }
 

@@ -121,7 +121,8 @@ pub(crate) struct Run {
     /// put an erofs or ext4 image into the guest's memory and mount it, FILE:GUESTDIR; read-only; may be repeated
     #[argh(option, arg_name = "image")]
     pmem: Vec<PmemOption>,
-    /// mount a directory of the host, HOSTDIR:GUESTDIR[:rw]; read-only without :rw; may be repeated, up to 8 times
+    /// mount a directory of the host, HOSTDIR:GUESTDIR[:rw]; read-only without :rw; :bandwidth=10M and :ops=500 limit its bytes
+    /// and messages a second; may be repeated, up to 8 times
     #[argh(option, arg_name = "volume")]
     volume: Vec<VolumeOption>,
     /// a machine in Firecracker's JSON; the other options change it

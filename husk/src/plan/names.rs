@@ -68,7 +68,7 @@ impl FileNames {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::options::{DriveOption, VolumeOption};
+    use crate::options::DriveOption;
     use husk_protocol::spec::{CacheType, RawDrive};
 
     fn drive(file: &str) -> DriveOption {
@@ -85,7 +85,7 @@ mod tests {
     fn a_quoted_drive_is_named_by_its_file() {
         let drives = vec![drive("/a.img"), drive("/b\n.img")];
         let pmem = vec![crate::options::PmemOption { file: "/p.img".into(), target: "/p".into() }];
-        let volumes = vec![VolumeOption { directory: "/v".into(), target: "/x".into(), writable: false }];
+        let volumes = vec!["/v:/x".parse().unwrap()];
         let rootfs = Some("/r.img".into());
         let options = Options { rootfs, drives, pmem, volumes, ..Options::default() };
         let mut base = RawSpec::default();

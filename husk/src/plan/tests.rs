@@ -1,7 +1,7 @@
 use super::*;
 use crate::options::{DriveOption, NetworkOption, VolumeOption};
 use husk_protocol::exec::Disk;
-use husk_protocol::spec::{RawNetwork, RawPart, RawRateLimiter, RawTokenBucket};
+use husk_protocol::spec::{RawNetwork, RawPart};
 
 fn options() -> Options {
     Options { command: vec!["true".into()], ..Options::default() }
@@ -355,7 +355,7 @@ fn term_is_passed_on_with_a_terminal_only() {
 #[test]
 fn volumes_are_bounded_and_go_where_drives_may() {
     let volumes = |target: &str, count| Options {
-        volumes: vec![VolumeOption { directory: "d".into(), target: target.into(), writable: false }; count],
+        volumes: vec![VolumeOption { target: target.into(), .."d:/x".parse().unwrap() }; count],
         ..options()
     };
     let refused = |options| machine(&options, &RawSpec::default()).unwrap_err().to_string();
@@ -367,21 +367,26 @@ fn volumes_are_bounded_and_go_where_drives_may() {
     let drives = (0..10).map(|i| drive(&format!("d{i}"), false)).collect();
     let base = RawSpec { drives, ..RawSpec::default() };
     assert_eq!(machine(&volumes("/src", 8), &base).unwrap_err(), PlanError::Devices(20));
-    let volume = RawVolume { tag: "x".into(), socket: FileRef::Fd(3) };
+    let volume = RawVolume { tag: "x".into(), socket: FileRef::Fd(3), rate_limiter: None };
     let base = RawSpec { volumes: vec![volume], ..RawSpec::default() };
     assert!(machine(&options(), &base).unwrap_err().to_string().contains("use --volume"));
 }
 
 #[test]
 fn a_volume_takes_its_place_and_is_mounted_by_its_tag() {
-    let volume = |writable| VolumeOption { directory: "d".into(), target: "/src".into(), writable };
-    let over = Options { volumes: vec![volume(true)], ..options() };
+    let over = Options { volumes: vec!["d:/src:rw".parse().unwrap()], ..options() };
     let places = Places { volumes: vec![10], ..places() };
     let spec = with_files(machine(&over, &RawSpec::default()).unwrap(), &over, &places);
-    assert_eq!(spec.volumes, [RawVolume { tag: "husk-volume0".into(), socket: FileRef::Fd(10) }]);
+    let expected = RawVolume { tag: "husk-volume0".into(), socket: FileRef::Fd(10), rate_limiter: None };
+    assert_eq!(spec.volumes, std::slice::from_ref(&expected));
+    let limited = Options { volumes: vec!["d:/src:bandwidth=1M:ops=9".parse().unwrap()], ..options() };
+    let spec = with_files(machine(&limited, &RawSpec::default()).unwrap(), &limited, &places);
+    let bucket = |size| Some(RawTokenBucket { size, one_time_burst: None, refill_time: 1000 });
+    let rate_limiter = Some(RawRateLimiter { bandwidth: bucket(1 << 20), ops: bucket(9) });
+    assert_eq!(spec.volumes, [RawVolume { rate_limiter, ..expected }]);
     let [mount] = &mounts(&over, &RawSpec::default()).drives[..] else { panic!("one volume, one mount") };
     assert_eq!(mount.disk, Disk::Volume("husk-volume0".into()));
     assert_eq!((mount.target.as_str(), mount.read_only), ("/src", false));
     assert_eq!(writable_drives(&over), ["husk-volume0"]);
-    assert!(writable_drives(&Options { volumes: vec![volume(false)], ..options() }).is_empty());
+    assert!(writable_drives(&Options { volumes: vec!["d:/src".parse().unwrap()], ..options() }).is_empty());
 }

@@ -313,6 +313,12 @@ impl<'a> Session<'a> {
         let _ = self.console.as_mut().map(|sink| sink.put(bytes));
     }
 
+    /// Bytes of output that wait for their readers: standard output's, standard error's.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn backlogs(&self) -> [usize; 2] {
+        [self.stdout.backlog(), self.stderr.backlog()]
+    }
+
     /// Whether all output is with its reader.
     pub(crate) fn is_flushed(&self) -> bool {
         self.stdout.is_empty() && self.stderr.is_empty() && self.console.as_ref().is_none_or(Sink::is_empty)

@@ -12,6 +12,8 @@ use std::os::unix::net::UnixStream;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+mod hostile;
+
 /// The guest's side, blocking.
 struct Peer {
     stream: UnixStream,

@@ -1,4 +1,4 @@
-//! The keys of a rate limiter, as Firecracker names them; the same for drives, network cards and the entropy device.
+//! The keys of a rate limiter, as Firecracker names them; the same for drives, network cards, the entropy device and volumes.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +12,7 @@ pub struct RawRateLimiter {
     /// Tokens are bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth: Option<RawTokenBucket>,
-    /// Tokens are operations: a drive's or entropy device's requests, a card's frames.
+    /// Tokens are operations: a drive's or entropy device's requests, a card's frames, a volume's messages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ops: Option<RawTokenBucket>,
 }

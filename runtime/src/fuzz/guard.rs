@@ -1,14 +1,14 @@
 //! What a device may have done to guest memory, judged from copies of it.
 //!
 //! Owns what the driver has offered since it started the device. Refuses, by a panic, a byte written outside of every
-//! buffer that was offered for writing, a used entry of a chain that was not offered, and one that claims more bytes than
+//! buffer that was offered for writing or in the image that nobody writes to, a used entry of a chain that was not offered, and one that claims more bytes than
 //! the chain has room for. Invariant: it reads the descriptors itself, by the standard and from a copy, so it shares no
 //! mistake with the devices' queues. A driver that lets the device write to the rings is not judged any further.
 
 use super::input::{HIGH, REGION};
 use crate::devices::virtio::Memory;
 use crate::devices::virtio::queue::QueueSetup;
-use crate::devices::virtio::testkit::{INDIRECT, NEXT, RING_STRIDE, RINGS, WRITE};
+use crate::devices::virtio::testkit::{IMAGE, IMAGE_BYTES, INDIRECT, NEXT, RING_STRIDE, RINGS, WRITE};
 use std::collections::{BTreeMap, BTreeSet};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -177,6 +177,9 @@ impl Guard {
 
     /// Judges what the device did since: at most `most` used entries a queue.
     pub(super) fn after(&mut self, memory: &Memory, most: u16) {
+        let mut image = [0; IMAGE_BYTES as usize];
+        memory.read_slice(&mut image, GuestAddress(IMAGE)).unwrap();
+        assert!(image.iter().all(|&byte| byte == 0xda), "the device wrote to an image");
         self.after.copy(memory);
         self.judges &= !(self.discards && self.rings_are_gone());
         if !self.judges {

@@ -1,20 +1,26 @@
 //! What is on the devices' other sides: a file, a wire, memory.
 //!
 //! Owns it for one run. Refuses, by a panic, what a device did there against its rules: a disk that grew, a read-only one
-//! that changed, a frame from another address than the card's, more memory than it was asked to take. Invariant: nothing here waits.
+//! that changed, a frame from another address than the card's, last words that could steer a terminal, more memory than it
+//! was asked to take. Invariant: nothing here waits.
 
 use super::input::Input;
 use super::script::Host;
+use crate::console::Console;
 use crate::devices::virtio::block::Block;
+use crate::devices::virtio::console::VirtioConsole;
 use crate::devices::virtio::mem::{Mem, Requested};
 use crate::devices::virtio::net::{Net, policy::Policy};
 use crate::devices::virtio::{FEATURE_EVENT_IDX, FEATURE_INDIRECT};
 use crate::memory::{BLOCK, Hotplug, Reader};
+use husk_protocol::control::{CONSOLE_TAIL_LINE_BYTES, CONSOLE_TAIL_LINES};
 use husk_protocol::spec::CacheType;
 use rustix::fs::MemfdFlags;
 use std::fs::File;
+use std::io::{PipeReader, Read};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixDatagram;
+use std::sync::Arc;
 use virtio_bindings::virtio_net;
 use vm_memory::GuestAddress;
 
@@ -161,5 +167,40 @@ impl Host for Memory {
         let blocks = (0..REGION_BLOCKS).filter(|block| self.hotplug.allows(REGION_START + block * BLOCK, 1));
         assert_eq!(blocks.count() as u64 * BLOCK, plugged, "the number of blocks is not that of the blocks");
         assert!(plugged <= open && open <= self.most * BLOCK, "{plugged} plugged and {open} open bytes");
+    }
+}
+
+pub(super) struct Terminal {
+    console: Arc<Console>,
+    reader: Option<PipeReader>,
+}
+
+/// A console that prints to a pipe.
+pub(super) fn console() -> (VirtioConsole, Terminal) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&reader, true).unwrap();
+    let console = Arc::new(Console::new(Some(writer.into())));
+    let device = VirtioConsole::new(Arc::clone(&console), |_| b"before\n".to_vec()).unwrap();
+    (device, Terminal { console, reader: Some(reader) })
+}
+
+impl Host for Terminal {
+    /// The reader takes so many bytes; or, of none, leaves.
+    fn act(&mut self, input: &mut Input<'_>) {
+        let mut bytes = vec![0; input.u16().into()];
+        if bytes.is_empty() {
+            self.reader = None;
+        }
+        // Where there is nothing, nothing is taken.
+        drop(self.reader.as_mut().map(|reader| reader.read(&mut bytes)));
+    }
+
+    fn check(&mut self) {
+        let lines = self.console.tail();
+        assert!(lines.len() <= CONSOLE_TAIL_LINES, "{} last lines", lines.len());
+        for line in lines {
+            let printable = line.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+            assert!(printable && line.len() <= CONSOLE_TAIL_LINE_BYTES, "{line:?}");
+        }
     }
 }

@@ -3,7 +3,7 @@
 //! Owns the place in the input. Refuses nothing: past the end every choice is zero, so any input means something.
 //! Invariant: reading never fails and always ends, as [`Input::is_empty`] ends it.
 
-use crate::devices::virtio::testkit::RINGS;
+use crate::devices::virtio::testkit::{IMAGE, RINGS};
 
 /// Guest memory of the fuzzed machine: two regions of this many bytes, with a hole between them.
 pub(super) const REGION: u64 = 128 << 10;
@@ -60,22 +60,26 @@ impl<'a> Input<'a> {
             return self.u64();
         }
         let offset = u64::from(self.u16());
-        match area % 6 {
+        match area % AREAS {
             LOW => offset,
             RING => RINGS + offset,
             LOW_END => REGION - offset.min(REGION),
             MIDDLE => HIGH + offset,
             UPPER_END => HIGH + REGION - offset.min(REGION),
-            _ => HIGH - offset.min(HIGH),
+            HOLE => HIGH - offset.min(HIGH),
+            _ => IMAGE + offset,
         }
     }
 }
 
 /// Areas: the start of memory, the rings, the low region's end backwards, the high region's start, its end backwards, and
-/// the hole before it. [`RAW`] is followed by eight bytes.
+/// the hole before it, and the image that nobody may write to. [`RAW`] is followed by eight bytes.
 pub(super) const LOW: u8 = 0;
 pub(super) const RING: u8 = 1;
 pub(super) const LOW_END: u8 = 2;
 pub(super) const MIDDLE: u8 = 3;
 pub(super) const UPPER_END: u8 = 4;
+pub(super) const HOLE: u8 = 5;
+pub(super) const READ_ONLY: u8 = 6;
+const AREAS: u8 = READ_ONLY + 1;
 pub(super) const RAW: u8 = 0xff;

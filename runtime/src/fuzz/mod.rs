@@ -20,11 +20,14 @@ mod input;
 mod registers;
 mod script;
 mod sockets;
+mod volumes;
 
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::entropy::Entropy;
 use crate::devices::virtio::mem::Mem;
+use crate::devices::virtio::pmem::Pmem;
+use crate::devices::virtio::testkit::image;
 use input::Input;
 use script::{Subject, run};
 
@@ -32,7 +35,7 @@ use script::{Subject, run};
 pub type Target = (&'static str, fn(&[u8]) -> u32);
 
 /// All of them.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 11] = [
     ("block", block),
     ("net", net),
     ("vsock", vsock),
@@ -40,6 +43,9 @@ pub const TARGETS: [Target; 8] = [
     ("entropy", entropy),
     ("balloon", balloon),
     ("mem", mem),
+    ("pmem", pmem),
+    ("fs", fs),
+    ("console", console),
     ("registers", registers),
 ];
 
@@ -96,6 +102,32 @@ pub fn mem(bytes: &[u8]) -> u32 {
     let (mut host, region) = hosts::memory();
     let mut device = Mem::new(&region);
     host.asked_of(&device);
+    let features = device.features();
+    let subject = Subject { device: &mut device, features, host: &mut host, most: 64, discards: false };
+    run(subject, Input(bytes))
+}
+
+/// An image in memory: operations of a driver.
+pub fn pmem(bytes: &[u8]) -> u32 {
+    let mut device = Pmem::new(&image());
+    let features = device.features();
+    let subject = Subject { device: &mut device, features, host: &mut (), most: 64, discards: false };
+    run(subject, Input(bytes))
+}
+
+/// A volume: one byte of the server's manner, then operations of a driver; the host's are the server's answers.
+pub fn fs(bytes: &[u8]) -> u32 {
+    let mut input = Input(bytes);
+    let (mut device, mut host) = volumes::device(input.u8());
+    let features = device.features();
+    // One round may be an event of the server's answers and one of a kick, and the burial of what is left.
+    let subject = Subject { device: &mut device, features, host: &mut host, most: 192, discards: false };
+    run(subject, input)
+}
+
+/// A console: operations of a driver; the host's are its reader's.
+pub fn console(bytes: &[u8]) -> u32 {
+    let (mut device, mut host) = hosts::console();
     let features = device.features();
     let subject = Subject { device: &mut device, features, host: &mut host, most: 64, discards: false };
     run(subject, Input(bytes))

@@ -4,21 +4,25 @@
 //! bits that do not exist, more failures than there were starts, and a device that a reset and a proper start do not
 //! bring back. Invariant: one thread, so the same input does the same.
 
-use super::hosts;
 use super::input::Input;
-use super::script::memory;
+use super::script::{Host, memory};
+use super::volumes::{self, READS};
+use super::{hosts, sockets};
 use crate::devices::BusDevice;
 use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::entropy::Entropy;
 use crate::devices::virtio::event_loop::EventLoop;
 use crate::devices::virtio::mmio::MmioTransport;
-use crate::devices::virtio::testkit::Ring;
+use crate::devices::virtio::pmem::Pmem;
 use crate::devices::virtio::testkit::drive::{driver_ok, negotiate, read, set_queue, status, write};
+use crate::devices::virtio::testkit::{Ring, image};
 use crate::devices::virtio::{Memory, VirtioDevice};
 use std::sync::Arc;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
+/// All of them.
+const DEVICES: usize = 8;
 /// Turns of the loop within which a reset is over and a request is answered.
 const PATIENCE: u32 = 100;
 const STATUS: u64 = 0x70;
@@ -45,24 +49,41 @@ type Request = (usize, &'static [(u64, u32, bool)]);
 struct Rig {
     transport: Arc<MmioTransport>,
     event_loop: EventLoop,
+    host: Box<dyn Host>,
     memory: Memory,
     rings: Vec<Ring>,
     sizes: Vec<u16>,
     request: Request,
 }
 
+/// A device, what it is answered by, and a request that it answers when zeros are all that memory holds.
+fn device(choice: usize) -> (Box<dyn VirtioDevice>, Box<dyn Host>, Request) {
+    fn of<H: Host + 'static>(
+        (device, host): (impl VirtioDevice + 'static, H),
+        request: Request,
+    ) -> (Box<dyn VirtioDevice>, Box<dyn Host>, Request) {
+        (Box::new(device), Box::new(host), request)
+    }
+    match choice {
+        0 => of(hosts::disk(8), (2, &[(0x1000, 16, false), (0x2000, 513, true)])),
+        1 => of((Entropy::new(None), ()), (0, &[(0x2000, 16, true)])),
+        2 => of((Balloon::new(4, true, true), ()), (1, &[(0x1000, 4, false)])),
+        3 => of(hosts::card(), (1, &[(0x1000, 60, false)])),
+        4 => of(sockets::device(), (1, &[(0x1000, 44, false)])),
+        5 => of((Pmem::new(&image()), ()), (0, &[(0x1000, 4, false), (0x2000, 4, true)])),
+        6 => of(volumes::device(READS), (1, &[(0x1000, 40, false), (0x2000, 16, true)])),
+        _ => of(hosts::console(), (1, &[(0x1000, 9, false)])),
+    }
+}
+
 /// Runs one input; the device answers at least once, or it panics.
 pub(super) fn run(mut input: Input<'_>) -> u32 {
-    let (device, request): (Box<dyn VirtioDevice>, Request) = match input.below(3) {
-        0 => (Box::new(hosts::disk(8).0), (2, &[(0x1000, 16, false), (0x2000, 513, true)])),
-        1 => (Box::new(Entropy::new(None)), (0, &[(0x2000, 16, true)])),
-        _ => (Box::new(Balloon::new(4, true, true)), (1, &[(0x1000, 4, false)])),
-    };
+    let (device, host, request) = device(input.below(DEVICES));
     let (event_loop, handle) = EventLoop::new().unwrap();
     let (memory, sizes) = (memory(), device.queue_sizes().to_vec());
     let line = EventFd::new(libc::EFD_NONBLOCK).unwrap();
     let transport = MmioTransport::new(device, memory.clone(), line, handle).unwrap();
-    let mut rig = Rig { transport, event_loop, memory, rings: Vec::new(), sizes, request };
+    let mut rig = Rig { transport, event_loop, host, memory, rings: Vec::new(), sizes, request };
     rig.fresh_rings();
     let mut operations = 0;
     while !input.is_empty() {
@@ -108,6 +129,7 @@ impl Rig {
 
     fn turn(&mut self) {
         assert!(self.event_loop.turn(0).unwrap().is_continue());
+        self.host.check();
     }
 
     /// Up to `FEATURES_OK`, with all that is offered; from wherever the device is.

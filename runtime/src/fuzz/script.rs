@@ -6,7 +6,7 @@
 
 use super::guard::Guard;
 use super::input::{HIGH, Input, REGION};
-use crate::devices::virtio::testkit::{Bench, RING_STRIDE, RINGS};
+use crate::devices::virtio::testkit::{Bench, RING_STRIDE, RINGS, image};
 use crate::devices::virtio::{Memory, VirtioDevice};
 use std::time::Instant;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -68,7 +68,7 @@ pub(super) fn run(subject: Subject<'_>, mut input: Input<'_>) -> u32 {
 pub(super) fn memory() -> Memory {
     let bytes = usize::try_from(REGION).unwrap();
     let ram = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), bytes), (GuestAddress(HIGH), bytes)]).unwrap();
-    Memory::new(&ram, &[]).unwrap()
+    Memory::new(&ram, &[image()]).unwrap()
 }
 
 struct Driver<'a> {

@@ -3,8 +3,9 @@
 //! Owns how they are written; the files are what fuzzing starts from. Refuses nothing. Invariant: a seed names what it does.
 
 mod devices;
+mod others;
 
-use super::input::{LOW, LOW_END, MIDDLE, RAW, RING, UPPER_END};
+use super::input::{HOLE, LOW, LOW_END, MIDDLE, RAW, READ_ONLY, RING, UPPER_END};
 use super::script::op;
 use crate::devices::virtio::testkit::{INDIRECT, NEXT, WRITE};
 
@@ -20,7 +21,6 @@ type Descriptor = (Place, u32, u16, u16);
 const HEADER: Place = (LOW, 0x1000);
 const DATA: Place = (LOW, 0x2000);
 const TABLE: Place = (LOW, 0x8000);
-const HOLE: u8 = 5;
 
 /// What a driver does, as it is put into an input.
 #[derive(Clone, Default)]
@@ -106,6 +106,12 @@ impl Device {
         self.ready().chain(self.queue, &self.chain).kick(self.queue)
     }
 
+    /// The request, of whose first buffer so many bytes count.
+    fn with_length(mut self, length: u32) -> Script {
+        self.chain[0].1 = length;
+        self.sound()
+    }
+
     /// Something wrong with one chain, then a sound request.
     fn with(&self, wrong: &[(u16, Descriptor)]) -> Vec<u8> {
         let script = wrong.iter().fold(self.ready(), |script, &(index, descriptor)| {
@@ -152,6 +158,8 @@ impl Device {
             ("03-hole", self.with(&[(16, ((HOLE, 0x100), 16, WRITE, 0))])),
             ("03-wraps", self.with(&[(16, ((RAW, u64::MAX - 7), 16, WRITE, 0))])),
             ("03-device-registers", self.with(&[(16, ((RAW, 0xd000_0000), 16, WRITE, 0))])),
+            ("03-image", self.with(&[(16, ((READ_ONLY, 0), 16, WRITE, 0))])),
+            ("03-behind-the-image", self.with(&[(16, ((READ_ONLY, 0x3000), 16, WRITE, 0))])),
             ("04-zero-length", self.with(&[(16, (DATA, 0, WRITE, 0))])),
             ("04-four-gib", self.ready().chain(queue, &four_gib).kick(queue).0),
             ("04-swapped", self.ready().chain(queue, &swapped).kick(queue).0),
@@ -172,6 +180,11 @@ impl Device {
     }
 }
 
+/// What stands before the operations in a device's target.
+pub(super) fn prefix(target: &str) -> usize {
+    usize::from(matches!(target, "block" | "net" | "fs"))
+}
+
 /// The seeds of a target.
 pub(super) fn of(target: &str) -> Vec<Seed> {
     match target {
@@ -182,6 +195,9 @@ pub(super) fn of(target: &str) -> Vec<Seed> {
         "entropy" => devices::entropy(),
         "balloon" => devices::balloon(),
         "mem" => devices::mem(),
+        "pmem" => others::pmem(),
+        "fs" => others::fs(),
+        "console" => others::console(),
         _ => devices::registers(),
     }
 }

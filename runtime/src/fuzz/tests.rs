@@ -2,6 +2,7 @@ use super::{TARGETS, seeds};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+mod items;
 mod liars;
 
 /// Random inputs a target, and the time after which it is enough.
@@ -64,7 +65,7 @@ macro_rules! corpus {
 
 mod corpus {
     use super::the_corpus_breaks_nothing;
-    corpus!(block, net, vsock, vsock_packets, entropy, balloon, mem, registers);
+    corpus!(block, net, vsock, vsock_packets, entropy, balloon, mem, pmem, fs, console, registers);
 }
 
 macro_rules! random {
@@ -75,5 +76,5 @@ macro_rules! random {
 
 mod random {
     use super::random_bytes_break_nothing;
-    random!(block, net, vsock, vsock_packets, entropy, balloon, mem, registers);
+    random!(block, net, vsock, vsock_packets, entropy, balloon, mem, pmem, fs, console, registers);
 }

@@ -20,7 +20,7 @@ pub use parts::{
     BalloonSpec, BootSpec, DriveSpec, EntropySpec, ExecSpec, MemorySpec, PlacementSpec, VsockSpec,
 };
 pub use pmem::PmemSpec;
-pub use volume::{MAX_VOLUMES, VolumeSpec};
+pub use volume::VolumeSpec;
 
 use husk_protocol::spec::{ConsoleDevice, FileRef, RawConsole, RawDrive, RawSpec};
 use std::collections::HashSet;

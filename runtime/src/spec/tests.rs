@@ -362,7 +362,11 @@ fn images_have_ids_of_their_own_and_the_machine_one_root() {
 fn volumes_are_few_and_told_apart_by_their_tags() {
     let volumes = |tags: &[&str]| {
         let socket = FileRef::Fd(3);
-        let volumes = tags.iter().map(|tag| RawVolume { tag: (*tag).into(), socket: socket.clone() });
+        let volumes = tags.iter().map(|tag| RawVolume {
+            tag: (*tag).into(),
+            socket: socket.clone(),
+            rate_limiter: None,
+        });
         let volumes: Vec<_> = volumes.collect();
         move |raw: &mut RawSpec| raw.volumes = volumes
     };
@@ -376,5 +380,15 @@ fn volumes_are_few_and_told_apart_by_their_tags() {
     let longest = "x".repeat(36);
     let spec = accepted(volumes(&["a", &longest]));
     let Some(DeviceSpec::Volume(it)) = spec.device_specs().last() else { panic!("{spec:?}") };
-    assert_eq!((it.tag(), it.socket()), (longest.as_str(), &FileRef::Fd(3)));
+    assert_eq!((it.tag(), it.socket(), it.limiter()), (longest.as_str(), &FileRef::Fd(3), None));
+    let limited = |refill_time| {
+        let bucket = RawTokenBucket { size: 5, one_time_burst: None, refill_time };
+        let rate_limiter = Some(RawRateLimiter { bandwidth: Some(bucket), ops: None });
+        vec![RawVolume { tag: "a".into(), socket: FileRef::Fd(3), rate_limiter }]
+    };
+    let spec = accepted(|raw| raw.volumes = limited(1000));
+    let Some(DeviceSpec::Volume(it)) = spec.device_specs().last() else { panic!("{spec:?}") };
+    assert_eq!(it.limiter().unwrap().bandwidth().unwrap().size().get(), 5);
+    let error = refused(|raw| raw.volumes = limited(u64::MAX));
+    assert!(error.starts_with("volumes[0].rate_limiter.bandwidth.refill_time: 1844"), "{error}");
 }

@@ -2,19 +2,17 @@
 //!
 //! Invariant: as for the other parts: private fields, one constructor, which is where the rules are.
 
-use super::SpecError;
+use super::{LimiterSpec, SpecError};
 use crate::devices::virtio::fs::TAG_BYTES;
-use husk_protocol::spec::{FileRef, RawVolume};
+use husk_protocol::spec::{FileRef, MAX_VOLUMES, RawVolume};
 use std::collections::HashSet;
-
-/// Most volumes; each is a process on the host.
-pub const MAX_VOLUMES: usize = 8;
 
 /// One directory of the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VolumeSpec {
     tag: String,
     socket: FileRef,
+    limiter: Option<LimiterSpec>,
 }
 
 /// All of them; each tag once.
@@ -25,7 +23,7 @@ pub(super) fn all(raw: Vec<RawVolume>) -> Result<Vec<VolumeSpec>, SpecError> {
     }
     let mut seen = HashSet::new();
     let mut volumes = Vec::with_capacity(raw.len());
-    for (index, RawVolume { tag, socket }) in raw.into_iter().enumerate() {
+    for (index, RawVolume { tag, socket, rate_limiter }) in raw.into_iter().enumerate() {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
         let key = format!("volumes[{index}].tag");
         if tag.is_empty() || tag.len() > TAG_BYTES || !tag.bytes().all(plain) {
@@ -34,7 +32,8 @@ pub(super) fn all(raw: Vec<RawVolume>) -> Result<Vec<VolumeSpec>, SpecError> {
         if !seen.insert(tag.clone()) {
             return Err(SpecError::Duplicate { key, value: tag });
         }
-        volumes.push(VolumeSpec { tag, socket });
+        let limiter = LimiterSpec::new(rate_limiter, &format!("volumes[{index}].rate_limiter"))?;
+        volumes.push(VolumeSpec { tag, socket, limiter });
     }
     Ok(volumes)
 }
@@ -50,5 +49,11 @@ impl VolumeSpec {
     #[must_use]
     pub fn socket(&self) -> &FileRef {
         &self.socket
+    }
+
+    /// How much may go to and from its server; of what comes back, the bytes only.
+    #[must_use]
+    pub fn limiter(&self) -> Option<LimiterSpec> {
+        self.limiter
     }
 }

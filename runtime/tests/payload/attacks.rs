@@ -2,7 +2,8 @@
 //! that makes none costs its device a reset.
 
 use crate::driver::{
-    Descriptor, Device, INDIRECT, NEEDS_RESET, NEXT, NOTIFY, RAM, Ring, SIZE, STATUS, WRITE, descriptor,
+    Descriptor, Device, IMAGE, INDIRECT, NEEDS_RESET, NEXT, NOTIFY, RAM, Ring, SIZE, STATUS, WRITE,
+    descriptor,
 };
 use crate::guest::{Guest, register};
 
@@ -12,7 +13,7 @@ pub(crate) type Attack = fn(&mut Guest, &Device);
 const SERIAL: u16 = 0x3f8;
 
 /// Offers chains, kicks, and waits until all came back.
-fn come_back(guest: &mut Guest, device: &Device, name: &str, chains: &[&[Descriptor]]) -> Ring {
+pub(crate) fn come_back(guest: &mut Guest, device: &Device, name: &str, chains: &[&[Descriptor]]) -> Ring {
     let ring = device.start(guest);
     let (mut descriptors, mut heads): (Vec<Descriptor>, Vec<u16>) = (Vec::new(), Vec::new());
     for chain in chains {
@@ -78,6 +79,20 @@ pub(crate) fn outside_memory(guest: &mut Guest, device: &Device) {
             guest.wait("outside length", ring.used + 8 + 8 * entry, u32::MAX, 0);
         }
     }
+}
+
+/// The device is to write into an image, and where its file has ended.
+pub(crate) fn into_the_image(guest: &mut Guest, device: &Device) {
+    let room = guest.place(&[0; 64]);
+    let mut answer = device.request(guest);
+    answer.iter_mut().filter(|it| it.2 & WRITE != 0).for_each(|it| it.0 = IMAGE);
+    let chains: [&[Descriptor]; 4] = [
+        &[(IMAGE, 16, WRITE, 0)],
+        &[(IMAGE + 0x3000, 16, WRITE, 0)],
+        &[(room, 16, NEXT, 1), (IMAGE + (2 << 20) - 8, 16, WRITE, 0)],
+        &answer,
+    ];
+    come_back(guest, device, "image", &chains);
 }
 
 pub(crate) fn wrong_lengths(guest: &mut Guest, device: &Device) {
@@ -244,7 +259,7 @@ pub(crate) fn wrong_widths(guest: &mut Guest, device: &Device) {
         }
     }
     // The end of the window, and windows of no device.
-    for address in [register(device.slot, 0xfff), register(9, 0), register(300, 0x70)] {
+    for address in [register(device.slot, 0xfff), register(18, 0), register(300, 0x70)] {
         guest.load(4, address);
         guest.store(4, address, u64::MAX);
     }

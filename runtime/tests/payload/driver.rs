@@ -1,6 +1,8 @@
 //! The guest's driver: sound rings, sound starts and sound requests, for attacks to spoil.
 
 use crate::guest::{Guest, register};
+use crate::peers::{HOST_MAC, MAC};
+use crate::tap;
 
 /// Descriptors in each queue of the guest's.
 pub(crate) const SIZE: u16 = 16;
@@ -14,6 +16,8 @@ pub(crate) const NOTIFY: u64 = 0x50;
 pub(crate) const NEEDS_RESET: u32 = 64;
 /// Where the guest's memory ends.
 pub(crate) const RAM: u64 = 32 << 20;
+/// Where the image in memory is.
+pub(crate) const IMAGE: u64 = 4 << 30;
 /// A page that the guest can do without.
 const SPARE: u64 = 24 << 20;
 
@@ -32,13 +36,29 @@ pub(crate) struct Device {
     written: u32,
 }
 
-/// In the order of the machine's slots.
-pub(crate) const DEVICES: [Device; 4] = [
-    Device { name: "block", slot: 0, queues: 1, queue: 0, features: FEATURE_INDIRECT, written: 513 },
-    Device { name: "vsock", slot: 1, queues: 3, queue: 1, features: 0, written: 0 },
-    Device { name: "entropy", slot: 2, queues: 1, queue: 0, features: 0, written: 64 },
-    Device { name: "balloon", slot: 3, queues: 2, queue: 0, features: 0, written: 0 },
-];
+/// All of them, in the order of the machine's slots; the network card where this user can make a tap.
+pub(crate) fn devices() -> Vec<Device> {
+    let device =
+        |name, queues, queue, features, written| Device { name, slot: 0, queues, queue, features, written };
+    let mut devices = vec![
+        device("block", 1, 0, FEATURE_INDIRECT, 513),
+        device("net", 2, 1, FEATURE_INDIRECT, 0),
+        device("vsock", 3, 1, 0, 0),
+        device("entropy", 1, 0, 0, 64),
+        device("balloon", 2, 0, 0, 0),
+        device("pmem", 1, 0, 0, 4),
+        device("fs", 2, 1, FEATURE_INDIRECT, 16),
+        device("console", 2, 1, 0, 0),
+    ];
+    devices.retain(|device| device.name != "net" || tap::missing().is_none());
+    (0..).zip(&mut devices).for_each(|(slot, device)| device.slot = slot);
+    devices
+}
+
+/// One of them; none if there is no card.
+pub(crate) fn device(name: &str) -> Option<Device> {
+    devices().into_iter().find(|device| device.name == name)
+}
 
 /// A queue's memory, from a table of [`SIZE`] descriptors on.
 #[derive(Clone, Copy)]
@@ -118,19 +138,22 @@ impl Device {
 
     /// A proper start; returns the ring of the queue that takes requests.
     pub(crate) fn start(&self, guest: &mut Guest) -> Ring {
+        self.start_all(guest)[self.queue as usize]
+    }
+
+    /// A proper start; returns the ring of each queue.
+    pub(crate) fn start_all(&self, guest: &mut Guest) -> Vec<Ring> {
         self.negotiate(guest);
-        let mut request = None;
+        let mut rings = Vec::new();
         for queue in 0..self.queues {
             let ring = Ring::new(guest);
             // The socket device's third queue, for events, is smaller.
             self.set_queue(guest, queue, if queue == 2 { 8 } else { SIZE.into() }, &ring);
-            if queue == self.queue {
-                request = Some(ring);
-            }
+            rings.push(ring);
         }
         self.write(guest, STATUS, 15);
         self.wait_status(guest, "start", 15);
-        request.unwrap()
+        rings
     }
 
     /// What a sound request is made of.
@@ -142,7 +165,14 @@ impl Device {
                 vec![(header, 16, NEXT, 1), (room, 512, NEXT | WRITE, 2), (room + 512, 1, WRITE, 0)]
             }
             "vsock" => vec![(guest.place(&reset_packet()), 44, 0, 0)],
+            "net" => {
+                let frame = guest.place(&frame(MAC));
+                vec![(frame, 66, 0, 0)]
+            }
             "entropy" => vec![(room, 64, WRITE, 0)],
+            "pmem" => vec![(guest.place(&[0; 4]), 4, NEXT, 1), (room, 4, WRITE, 0)],
+            "fs" => vec![(guest.place(&lookup()), 44, NEXT, 1), (room, 64, WRITE, 0)],
+            "console" => vec![(guest.place(b"said\n"), 5, 0, 0)],
             _ => vec![(guest.place(&u32::try_from(SPARE / 4096).unwrap().to_le_bytes()), 4, 0, 0)],
         }
     }
@@ -164,11 +194,37 @@ impl Device {
     }
 }
 
+/// A virtio header of zeros and a frame from `source`: the start of a TCP connection to 10.0.0.1.
+pub(crate) fn frame(source: [u8; 6]) -> Vec<u8> {
+    let mut bytes = vec![0; 12];
+    bytes.extend(HOST_MAC);
+    bytes.extend(source);
+    bytes.extend([8, 0, 0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 2, 10, 0, 0, 1]);
+    bytes.extend([0, 80, 0, 80, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 2, 0, 0, 0, 0, 0, 0]);
+    bytes
+}
+
+/// A FUSE request: is there a file of this name?
+fn lookup() -> Vec<u8> {
+    let mut bytes = [44_u32, 1, 7, 0, 1, 0, 0, 0, 0, 0].map(u32::to_le_bytes).concat();
+    bytes.extend(b"abc\0");
+    bytes
+}
+
 /// A packet to which there is no answer: the end of a connection that never was.
 fn reset_packet() -> Vec<u8> {
-    let mut packet = [3_u64, 2].map(u64::to_le_bytes).concat();
-    packet.extend([7_u32, 9, 0].map(u32::to_le_bytes).concat());
-    packet.extend([1_u16, 3].map(u16::to_le_bytes).concat());
+    packet((3, 2), (7, 9), (0, 1, 3))
+}
+
+/// A socket device's packet: context ids and ports of source and destination; length, type and operation.
+pub(crate) fn packet(
+    (source, destination): (u64, u64),
+    (guest, host): (u32, u32),
+    (length, kind, operation): (u32, u16, u16),
+) -> Vec<u8> {
+    let mut packet = [source, destination].map(u64::to_le_bytes).concat();
+    packet.extend([guest, host, length].map(u32::to_le_bytes).concat());
+    packet.extend([kind, operation].map(u16::to_le_bytes).concat());
     packet.extend([0; 12]);
     packet
 }

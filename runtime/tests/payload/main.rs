@@ -9,6 +9,9 @@ mod cell;
 mod driver;
 mod guest;
 mod hostile;
+mod own;
+mod peers;
+mod tap;
 
 use cell::{Cell, kernel, start, start_beside, start_with};
 use husk_protocol::control::{EndReason, Ended, Fault, FromCell, Stage};

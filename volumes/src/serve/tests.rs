@@ -14,6 +14,7 @@ const UNLINK: u32 = 10;
 const OPEN: u32 = 14;
 const READ: u32 = 15;
 const WRITE: u32 = 16;
+const RELEASE: u32 = 18;
 const INIT: u32 = 26;
 const CREATE: u32 = 35;
 const BATCH_FORGET: u32 = 42;
@@ -254,4 +255,36 @@ fn a_length_that_is_none_ends_the_server() {
         let ended = guest.server.take().unwrap().join().unwrap();
         assert!(matches!(ended, Err(ServeError::Length(it)) if it == length as usize), "{ended:?}");
     }
+}
+
+#[test]
+fn too_many_open_files_are_an_error_and_the_server_goes_on() {
+    const FEW: &str = "HUSK_TEST_OF_FEW_FILES";
+    // The limit is a process's, so this test has one of its own.
+    if std::env::var_os(FEW).is_none() {
+        let test = "serve::tests::too_many_open_files_are_an_error_and_the_server_goes_on";
+        let script = format!("ulimit -n 64 && exec \"$0\" --exact {test}");
+        let program = std::env::current_exe().unwrap();
+        let output =
+            std::process::Command::new("sh").args(["-c", &script]).arg(program).env(FEW, "1").output();
+        let said = String::from_utf8(output.unwrap().stdout).unwrap();
+        assert!(said.contains("1 passed"), "{said}");
+        return;
+    }
+    let mut guest = Guest::new("many", false);
+    let node = guest.lookup(ROOT, "file").unwrap();
+    let mut handles = Vec::new();
+    let refused = loop {
+        match guest.open(node, libc::O_RDONLY) {
+            Ok(handle) => handles.push(handle),
+            Err(error) => break error,
+        }
+        assert!(handles.len() < 64, "more files than the limit allows");
+    };
+    assert_eq!((refused, guest.lookup(ROOT, "inner")), (libc::EMFILE, Err(libc::EMFILE)));
+    assert_eq!(guest.read(node, handles[0], 4).unwrap(), b"what");
+    let release = [&handles[0].to_le_bytes()[..], &[0; 16]].concat();
+    guest.ask(RELEASE, node, &release).unwrap();
+    guest.open(node, libc::O_RDONLY).unwrap();
+    guest.end().unwrap();
 }

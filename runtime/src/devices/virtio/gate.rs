@@ -93,6 +93,11 @@ impl Gate {
         self.limit.take(bytes);
     }
 
+    /// An operation that was paid for has moved `bytes` bytes more.
+    pub(super) fn took_more(&self, bytes: u64) {
+        self.limit.limiter.lock().unwrap_or_else(PoisonError::into_inner).take_bytes(bytes);
+    }
+
     /// The timer has rung.
     pub(super) fn rang(&mut self) {
         // It fails only where it was armed again meanwhile; the worker then asks, and waits, once more.

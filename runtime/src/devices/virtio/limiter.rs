@@ -90,6 +90,13 @@ impl RateLimiter {
             bucket.take(bytes);
         }
     }
+
+    /// `bytes` bytes more have moved for an operation that went on before.
+    pub fn take_bytes(&mut self, bytes: u64) {
+        if let Some(bucket) = &mut self.bytes {
+            bucket.take(bytes);
+        }
+    }
 }
 
 #[cfg(test)]

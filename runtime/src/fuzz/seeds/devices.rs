@@ -1,18 +1,18 @@
 //! The seeds of each target, from the general ones and those that only its device knows.
 
-use super::{DATA, Device, HEADER, HOLE, Place, Script, Seed, TABLE};
+use super::{DATA, Device, HEADER, Place, Script, Seed, TABLE};
 use crate::devices::virtio::testkit::Ring;
-use crate::fuzz::input::{LOW, MIDDLE};
+use crate::fuzz::input::{HOLE, LOW, MIDDLE};
 use crate::fuzz::registers::op;
 use crate::fuzz::{hosts, script, sockets};
 use crate::memory::BLOCK;
 
-fn named(mut seeds: Vec<Seed>, more: Vec<(&str, Script)>) -> Vec<Seed> {
+pub(super) fn named(mut seeds: Vec<Seed>, more: Vec<(&str, Script)>) -> Vec<Seed> {
     seeds.extend(more.into_iter().map(|(name, script)| (name.to_owned(), script.0)));
     seeds
 }
 
-fn words(words: &[u32]) -> Vec<u8> {
+pub(super) fn words(words: &[u32]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
@@ -283,6 +283,11 @@ pub(super) fn registers() -> Vec<Seed> {
         ("block", then(0, &[offer])),
         ("entropy", then(1, &[offer])),
         ("balloon", then(2, &[offer, &configure])),
+        ("net", then(3, &[offer])),
+        ("vsock", then(4, &[offer])),
+        ("pmem", then(5, &[offer])),
+        ("fs", then(6, &[offer])),
+        ("console", then(7, &[offer])),
         ("07-rewritten", then(0, &[&set_queue(64, 0, 0, 0), offer, &set_queue(1, 64, 32, 0), offer])),
         ("07-status-out-of-order", [vec![0], order].concat()),
         ("07-reset-in-flight", then(0, &[&offer[..1], &reset, offer, &reset, offer])),

@@ -1,6 +1,6 @@
 //! virtio-fs (virtio 1.2, 5.11): a directory of the host, served by a process of its own.
 //!
-//! Owns the tag, and the connection to the server across resets. The worker carries FUSE messages to and fro; it knows
+//! Owns the tag, the rate limiter, and the connection to the server across resets. The worker carries FUSE messages to and fro; it knows
 //! their headers and their lengths and nothing of files. Refuses, by an error in the guest's own request, what is longer
 //! than a message may be, what lies about its length, and everything once the server is gone. Invariant: no memory of the
 //! guest's is shared with the server; an answer goes only into the buffers of the request that it answers.
@@ -9,6 +9,7 @@ mod link;
 mod message;
 mod worker;
 
+use super::gate::{Gate, Limit};
 use super::{
     ActivateError, Activation, DeviceKind, FEATURE_EVENT_IDX, FEATURE_INDIRECT, VirtioDevice, Worker,
     read_from,
@@ -29,6 +30,7 @@ const CONFIG_BYTES: usize = TAG_BYTES + 4;
 pub struct Fs {
     config: [u8; CONFIG_BYTES],
     link: Arc<Mutex<Link>>,
+    limit: Option<Arc<Limit>>,
 }
 
 impl Fs {
@@ -42,7 +44,14 @@ impl Fs {
         let length = tag.len().min(TAG_BYTES);
         config[..length].copy_from_slice(&tag.as_bytes()[..length]);
         config[TAG_BYTES..].copy_from_slice(&1_u32.to_le_bytes());
-        Ok(Self { config, link: Arc::new(Mutex::new(Link::new(socket)?)) })
+        Ok(Self { config, link: Arc::new(Mutex::new(Link::new(socket)?)), limit: None })
+    }
+
+    /// The same volume behind `limit`, which counts the guest's messages, and the bytes of messages and answers.
+    #[must_use]
+    pub fn with_limit(mut self, limit: Option<Limit>) -> Self {
+        self.limit = limit.map(Arc::new);
+        self
     }
 }
 
@@ -65,7 +74,8 @@ impl VirtioDevice for Fs {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<Box<dyn Worker>, ActivateError> {
-        Ok(Box::new(worker::FsWorker::new(activation, Arc::clone(&self.link))?))
+        let gate = self.limit.clone().map(Gate::new);
+        Ok(Box::new(worker::FsWorker::new(activation, Arc::clone(&self.link), gate)?))
     }
 }
 

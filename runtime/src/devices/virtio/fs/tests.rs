@@ -5,6 +5,8 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+mod limits;
+
 const LOOKUP: u32 = 1;
 const FORGET: u32 = 2;
 const DESTROY: u32 = 38;

@@ -2,13 +2,15 @@
 //!
 //! Owns the requests in flight, each with the buffers for its answer. Refuses to hold the loop: after [`MESSAGES`] messages
 //! or [`BYTES`] bytes the others come first; and to take chains while a message waits for room in the socket or [`IN_FLIGHT`]
-//! requests wait for the server. Invariant: each chain goes back once: with its answer, with an error when the server is
+//! requests wait for the server, or the rate limiter has no tokens for the next one, its answer and the answers that are still
+//! to come. Invariant: each chain goes back once: with its answer, with an error when the server is
 //! gone, or unused because it made no sense.
 
 use super::link::Link;
 use super::message::{self, IN_HEADER, LONGEST, OUT_HEADER, Request};
+use crate::devices::virtio::gate::{self, Gate};
 use crate::devices::virtio::guest_io::GuestIo;
-use crate::devices::virtio::queue::{Buffer, Chain, Popped, QueueError, Virtqueue};
+use crate::devices::virtio::queue::{Buffer, Chain, Popped, Virtqueue};
 use crate::devices::virtio::{ActivateError, Activation, Busy, DeviceError, Memory, Token, Worker};
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, RawFd};
@@ -22,6 +24,8 @@ use vm_memory::Permissions;
 const ANSWERS: Token = Token(2);
 /// The token of room in the socket.
 const ROOM: Token = Token(3);
+/// The token of the limiter's timer.
+const TIMER: Token = Token(4);
 /// Most messages each way per event.
 const MESSAGES: u32 = 64;
 /// Most bytes per event, give or take the last message.
@@ -41,12 +45,13 @@ struct Pending {
 type Done = Option<u32>;
 
 pub(super) struct FsWorker {
-    events: [(Token, RawFd); 4],
+    events: Vec<(Token, RawFd)>,
     link: Arc<Mutex<Link>>,
     queues: [Virtqueue; 2],
     chain: Chain,
     bytes: Vec<u8>,
     pending: BTreeMap<u64, Pending>,
+    gate: Option<Gate>,
     dropped: Arc<AtomicU64>,
     draining: bool,
 }
@@ -56,16 +61,21 @@ fn lock(link: &Mutex<Link>) -> MutexGuard<'_, Link> {
 }
 
 impl FsWorker {
-    pub(super) fn new(mut activation: Activation, link: Arc<Mutex<Link>>) -> Result<Self, ActivateError> {
+    pub(super) fn new(
+        mut activation: Activation,
+        link: Arc<Mutex<Link>>,
+        gate: Option<Gate>,
+    ) -> Result<Self, ActivateError> {
         let queues = [activation.take_queue(0)?, activation.take_queue(1)?];
         let mut server = lock(&link);
         server.new_driver();
-        let events = [
+        let mut events = vec![
             (Token(0), queues[0].kick().as_raw_fd()),
             (Token(1), queues[1].kick().as_raw_fd()),
             (ANSWERS, server.socket()),
             (ROOM, server.room()),
         ];
+        events.extend(gate.as_ref().map(|gate| (TIMER, gate.timer())));
         drop(server);
         Ok(Self {
             events,
@@ -74,6 +84,7 @@ impl FsWorker {
             chain: Chain::default(),
             bytes: Vec::new(),
             pending: BTreeMap::new(),
+            gate,
             dropped: activation.dropped,
             draining: false,
         })
@@ -85,9 +96,25 @@ impl FsWorker {
         self.draining || (!link.is_dead() && (link.is_full() || self.pending.len() >= IN_FLIGHT))
     }
 
-    fn serve(&mut self, place: usize) -> Result<(), QueueError> {
+    /// Whether the chain in hand may go on now, as far as it looks: its message and its answer fit the tokens, and so do the
+    /// answers that are not here yet. It pays for the message at once.
+    fn may_go_on(&mut self) -> Result<bool, DeviceError> {
+        let Some(gate) = &mut self.gate else { return Ok(true) };
+        let most = |bytes: u64| bytes.min(LONGEST as u64);
+        let message = most(self.chain.readable_bytes());
+        let answers: u64 = self.pending.values().map(|pending| most(bytes_of(&pending.room))).sum();
+        let goes_on = gate.admits(message + most(self.chain.writable_bytes()) + answers)?;
+        if goes_on {
+            gate.took(message);
+        }
+        Ok(goes_on)
+    }
+
+    fn serve(&mut self, place: usize) -> Result<(), DeviceError> {
+        let index = self.queues[place].index();
+        let failed = |source| DeviceError::Queue { index, source };
         self.queues[place].acknowledge_kick();
-        self.queues[place].refuse_kicks()?;
+        self.queues[place].refuse_kicks().map_err(failed)?;
         let (mut looks, mut bytes) = (0, 0);
         loop {
             if self.is_blocked() || looks >= MESSAGES || bytes >= BYTES {
@@ -96,18 +123,25 @@ impl FsWorker {
             }
             // Counts looks at the queue, not only requests: a second vCPU may flip the index under our eyes for ever.
             looks += 1;
-            let done = match self.queues[place].pop(&mut self.chain)? {
-                Popped::Empty if self.queues[place].want_kicks()? => continue,
-                Popped::Empty => break,
-                Popped::Chain => self.take(place),
-                Popped::Malformed => self.nonsense(),
-            };
+            let popped = self.queues[place].pop(&mut self.chain).map_err(failed)?;
+            if popped == Popped::Empty {
+                if self.queues[place].want_kicks().map_err(failed)? {
+                    continue;
+                }
+                break;
+            }
+            if !self.may_go_on()? {
+                self.queues[place].unpop(1);
+                self.queues[place].kick_again();
+                break;
+            }
+            let done = if popped == Popped::Chain { self.take(place) } else { self.nonsense() };
             bytes += self.chain.readable_bytes().min(LONGEST as u64);
             if let Some(written) = done {
-                self.queues[place].add_used(self.chain.head, written)?;
+                self.queues[place].add_used(self.chain.head, written).map_err(failed)?;
             }
         }
-        self.queues[place].signal()
+        self.queues[place].signal().map_err(failed)
     }
 
     fn nonsense(&self) -> Done {
@@ -178,8 +212,10 @@ impl FsWorker {
             bytes += answer.len() as u64;
             // Without one it is the answer to a driver that is gone, or nobody's.
             if let Some(pending) = message::answer_tag(answer).and_then(|tag| self.pending.remove(&tag)) {
-                let room = pending.room.iter().map(|buffer| u64::from(buffer.len)).sum();
-                let (head, body) = message::answer_for(answer, pending.unique, room);
+                if let Some(gate) = &self.gate {
+                    gate.took_more(answer.len() as u64);
+                }
+                let (head, body) = message::answer_for(answer, pending.unique, bytes_of(&pending.room));
                 self.give_back(&pending, &head, body)?;
             }
         }
@@ -212,6 +248,10 @@ impl FsWorker {
     }
 }
 
+fn bytes_of(room: &[Buffer]) -> u64 {
+    room.iter().map(|buffer| u64::from(buffer.len)).sum()
+}
+
 /// Writes an answer into the buffers that were found good when the request was taken; returns the bytes written.
 fn write(memory: &Memory, room: &[Buffer], head: &[u8], body: &[u8]) -> u32 {
     let Ok(mut room) = GuestIo::new(memory, room, Permissions::Write) else { return 0 };
@@ -232,7 +272,8 @@ impl Worker for FsWorker {
                 let link = lock(&self.link);
                 link.is_full() && !link.is_dead()
             }
-            _ => !self.is_blocked(),
+            TIMER => !gate::is_open(self.gate.as_ref()),
+            _ => gate::is_open(self.gate.as_ref()) && !self.is_blocked(),
         }
     }
 
@@ -240,11 +281,9 @@ impl Worker for FsWorker {
         match token {
             ANSWERS => self.answer()?,
             ROOM => lock(&self.link).flush(),
-            Token(place) => {
-                let place = usize::from(place != 0);
-                let index = self.queues[place].index();
-                self.serve(place).map_err(|source| DeviceError::Queue { index, source })?;
-            }
+            // The queues' kicks are pending still.
+            TIMER => self.gate.iter_mut().for_each(Gate::rang),
+            Token(place) => self.serve(usize::from(place != 0))?,
         }
         self.bury()?;
         self.signal()
