@@ -163,6 +163,7 @@ impl<'a> Driver<'a> {
         self.drain();
         let rings = vec![0; usize::try_from(RING_STRIDE).unwrap() * self.bench.rings.len()];
         self.memory.write_slice(&rings, GuestAddress(RINGS)).unwrap();
+        self.subject.device.reset();
         self.subject.host.restarted();
         self.bench = Bench::start_in(self.memory.clone(), self.subject.device, self.subject.features);
         self.guard.restart();

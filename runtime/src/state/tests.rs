@@ -31,10 +31,7 @@ fn another_object_and_another_version_are_refused_by_name() {
     let newer = Format { version: 4, ..PUMP }.section(&pump());
     let wrong = PUMP.parse::<Pump>(&newer).unwrap_err();
     assert_eq!(wrong.to_string(), "pump: version 4 is unknown; 3 can be loaded");
-    assert_eq!(
-        wrong.inside("engine").to_string(),
-        "engine: pump: version 4 is unknown; 3 can be loaded"
-    );
+    assert_eq!(wrong.inside("engine").to_string(), "engine: pump: version 4 is unknown; 3 can be loaded");
 }
 
 #[test]

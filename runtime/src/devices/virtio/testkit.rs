@@ -3,6 +3,9 @@
 //! Owns the driver's side of everything, well-behaved by default and as hostile as a test wants: any descriptor, any
 //! index, any register. [`Bench`] runs a worker in the test's own thread; [`drive`] talks to a transport's registers.
 
+#[cfg(test)]
+pub(crate) mod rig;
+
 use super::mmio::MmioTransport;
 use super::queue::{QueueSetup, Virtqueue};
 use super::{Activation, DeviceError, Interrupt, Memory, Token, VirtioDevice, Worker};
@@ -64,6 +67,12 @@ impl Ring {
             used: base + 0x3000,
         };
         Self { memory: memory.clone(), setup, size, next_descriptor: 0, available: 0, seen: 0 }
+    }
+
+    /// The same ring in a copy of the memory.
+    #[cfg(test)]
+    pub(crate) fn moved(self, memory: &Memory) -> Self {
+        Self { memory: memory.clone(), ..self }
     }
 
     /// Writes descriptor `index` of the table at `table`.
@@ -201,7 +210,13 @@ impl Bench {
 
     /// Takes the queues back, as a pause does, and lets a new worker of the device go on with them.
     pub(crate) fn pause_and_resume(&mut self, device: &mut dyn VirtioDevice) {
+        self.pause_for(device, std::time::Duration::ZERO);
+    }
+
+    /// The same, after some time.
+    pub(crate) fn pause_for(&mut self, device: &mut dyn VirtioDevice, time: std::time::Duration) {
         let drained = self.worker.drain(std::time::Instant::now()).unwrap();
+        std::thread::sleep(time);
         let queue = |(index, queue)| {
             let (notifiers, bell) = (self.notifiers.clone(), self.bell.clone());
             Some(Virtqueue::new(index, queue, self.memory.clone(), notifiers, bell))

@@ -10,6 +10,7 @@ use super::host::{Answer, HostSide, PATIENCE, Source};
 use super::packet::{Header, Key, Op, SHUT_BOTH, SHUT_RECEIVE, SHUT_SEND};
 use super::peers::{Peer, PeerId, Peers};
 use super::receive::Inbound;
+use super::streams::Streams;
 use crate::devices::virtio::queue::{Chain, Virtqueue};
 use crate::devices::virtio::{DeviceError, Memory};
 use rustix::net::{SendFlags, Shutdown};
@@ -61,6 +62,23 @@ impl Exchange {
             reset_untold: false,
             questions: BTreeMap::new(),
             dropped,
+        }
+    }
+
+    /// Takes over what another worker's driver has with the host.
+    pub(super) fn take_up(&mut self, streams: Streams) {
+        let Streams { peers, strays, questions, reset_untold } = streams;
+        (self.peers, self.strays) = (peers, strays);
+        (self.questions, self.reset_untold) = (questions, reset_untold);
+    }
+
+    /// Gives it away, for another worker.
+    pub(super) fn give_up(&mut self) -> Streams {
+        Streams {
+            peers: std::mem::take(&mut self.peers),
+            strays: std::mem::take(&mut self.strays),
+            questions: std::mem::take(&mut self.questions),
+            reset_untold: std::mem::take(&mut self.reset_untold),
         }
     }
 
