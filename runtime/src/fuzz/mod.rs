@@ -20,6 +20,7 @@ mod input;
 mod registers;
 mod script;
 mod sockets;
+mod state;
 
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::Balloon;
@@ -31,7 +32,7 @@ use script::{Subject, run};
 pub type Target = (&'static str, fn(&[u8]) -> u32);
 
 /// All of them.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
     ("block", block),
     ("net", net),
     ("vsock", vsock),
@@ -39,6 +40,7 @@ pub const TARGETS: [Target; 7] = [
     ("entropy", entropy),
     ("balloon", balloon),
     ("registers", registers),
+    ("state", state),
 ];
 
 /// A disk: one byte of options, then operations of a driver.
@@ -92,6 +94,11 @@ pub fn balloon(bytes: &[u8]) -> u32 {
 /// A transport's registers before a device: one byte that says which, then accesses.
 pub fn registers(bytes: &[u8]) -> u32 {
     registers::run(Input(bytes))
+}
+
+/// A device that is loaded from spoiled state: one byte that says which, then what is spoiled.
+pub fn state(bytes: &[u8]) -> u32 {
+    state::run(Input(bytes))
 }
 
 #[cfg(test)]

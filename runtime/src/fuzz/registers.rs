@@ -40,12 +40,12 @@ pub(super) mod op {
 }
 
 /// A queue, and a sound request of its device for it: address, bytes, device writes.
-type Request = (usize, &'static [(u64, u32, bool)]);
+pub(super) type Request = (usize, &'static [(u64, u32, bool)]);
 
-struct Rig {
-    transport: Arc<MmioTransport>,
+pub(super) struct Rig {
+    pub(super) transport: Arc<MmioTransport>,
     event_loop: EventLoop,
-    memory: Memory,
+    pub(super) memory: Memory,
     rings: Vec<Ring>,
     sizes: Vec<u16>,
     request: Request,
@@ -58,12 +58,7 @@ pub(super) fn run(mut input: Input<'_>) -> u32 {
         1 => (Box::new(Entropy::new(None)), (0, &[(0x2000, 16, true)])),
         _ => (Box::new(Balloon::new(4, true, true)), (1, &[(0x1000, 4, false)])),
     };
-    let (event_loop, handle) = EventLoop::new().unwrap();
-    let (memory, sizes) = (memory(), device.queue_sizes().to_vec());
-    let line = EventFd::new(libc::EFD_NONBLOCK).unwrap();
-    let transport = MmioTransport::new(device, memory.clone(), line, handle).unwrap();
-    let mut rig = Rig { transport, event_loop, memory, rings: Vec::new(), sizes, request };
-    rig.fresh_rings();
+    let mut rig = Rig::new(device, request);
     let mut operations = 0;
     while !input.is_empty() {
         rig.step(&mut input);
@@ -74,6 +69,22 @@ pub(super) fn run(mut input: Input<'_>) -> u32 {
 }
 
 impl Rig {
+    /// A device without a driver yet.
+    pub(super) fn new(device: Box<dyn VirtioDevice>, request: Request) -> Self {
+        let mut rig = Self::within(memory(), device, request);
+        rig.fresh_rings();
+        rig
+    }
+
+    /// The same, in memory that has something in it already.
+    pub(super) fn within(memory: Memory, device: Box<dyn VirtioDevice>, request: Request) -> Self {
+        let (event_loop, handle) = EventLoop::new().unwrap();
+        let sizes = device.queue_sizes().to_vec();
+        let line = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        let transport = MmioTransport::new(device, memory.clone(), line, handle).unwrap();
+        Self { transport, event_loop, memory, rings: Vec::new(), sizes, request }
+    }
+
     fn step(&mut self, input: &mut Input<'_>) {
         match input.u8() % op::COUNT {
             op::READ => {
@@ -97,16 +108,14 @@ impl Rig {
             op::NEGOTIATE => self.negotiate_features(),
             op::QUEUES => self.set_queues(),
             _ => {
-                let (queue, chain) = self.request;
-                self.rings[queue].offer(chain);
-                write(&self.transport, 0x50, queue as u32);
+                self.offer();
             }
         }
         let status = status(&self.transport);
         assert_eq!(status & !STATUS_BITS, 0, "status {status:#x}");
     }
 
-    fn turn(&mut self) {
+    pub(super) fn turn(&mut self) {
         assert!(self.event_loop.turn(0).unwrap().is_continue());
     }
 
@@ -141,23 +150,37 @@ impl Rig {
     }
 
     /// A reset, a proper start and a sound request: whatever was done before, it is answered.
-    fn finish(mut self) -> u32 {
+    pub(super) fn finish(mut self) -> u32 {
         write(&self.transport, STATUS, 0);
         self.until(|rig| status(&rig.transport) == 0);
         assert_eq!(read(&self.transport, 0x60), 0, "no interrupt outlives a reset");
+        self.start();
+        self.offer();
+        self.until(Self::answered);
+        1
+    }
+
+    /// A proper start.
+    pub(super) fn start(&mut self) {
         negotiate(&self.transport);
         self.set_queues();
         driver_ok(&self.transport);
         assert_eq!(status(&self.transport), 15);
         self.memory.write_slice(&[0; 0x2000], GuestAddress(0x1000)).unwrap();
+    }
+
+    /// The sound request, and a kick.
+    pub(super) fn offer(&mut self) {
         let (queue, chain) = self.request;
         self.rings[queue].offer(chain);
         write(&self.transport, 0x50, queue as u32);
-        self.until(|rig| rig.rings[queue].take_used().is_some());
-        1
     }
 
-    fn until(&mut self, condition: impl Fn(&mut Self) -> bool) {
+    pub(super) fn answered(&mut self) -> bool {
+        self.rings[self.request.0].take_used().is_some()
+    }
+
+    pub(super) fn until(&mut self, condition: impl Fn(&mut Self) -> bool) {
         for _ in 0..PATIENCE {
             if condition(self) {
                 return;

@@ -181,6 +181,7 @@ pub(super) fn of(target: &str) -> Vec<Seed> {
         "vsock_packets" => devices::packets(),
         "entropy" => devices::entropy(),
         "balloon" => devices::balloon(),
+        "state" => devices::state(),
         _ => devices::registers(),
     }
 }

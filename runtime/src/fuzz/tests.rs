@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 mod liars;
+mod state;
 
 /// Random inputs a target, and the time after which it is enough.
 const RUNS: u32 = 20_000;
@@ -64,7 +65,7 @@ macro_rules! corpus {
 
 mod corpus {
     use super::the_corpus_breaks_nothing;
-    corpus!(block, net, vsock, vsock_packets, entropy, balloon, registers);
+    corpus!(block, net, vsock, vsock_packets, entropy, balloon, registers, state);
 }
 
 macro_rules! random {
@@ -75,5 +76,5 @@ macro_rules! random {
 
 mod random {
     use super::random_bytes_break_nothing;
-    random!(block, net, vsock, vsock_packets, entropy, balloon, registers);
+    random!(block, net, vsock, vsock_packets, entropy, balloon, registers, state);
 }

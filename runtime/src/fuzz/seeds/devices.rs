@@ -2,7 +2,7 @@
 
 use super::{DATA, Device, HEADER, HOLE, Place, Script, Seed, TABLE};
 use crate::devices::virtio::testkit::Ring;
-use crate::fuzz::input::{LOW, MIDDLE};
+use crate::fuzz::input::{LOW, MIDDLE, RING};
 use crate::fuzz::registers::op;
 use crate::fuzz::{script, sockets};
 
@@ -272,4 +272,26 @@ fn unsound_queues() -> Vec<(&'static str, Vec<u8>)> {
         ("06-unaligned", negotiated(set_queue(64, table + 8, available, used))),
         ("06-no-queue", negotiated(write(0x70, 15))),
     ]
+}
+
+/// Every device as it was saved, and what may be wrong with that.
+pub(super) fn state() -> Vec<Seed> {
+    use crate::fuzz::state::op::{CUT, FLIP, INSERT, MEMORY, SET};
+    let edit = |operation: u8, place: u16, value: u8| {
+        let [low, high] = place.to_le_bytes();
+        vec![operation, low, high, value]
+    };
+    let names = ["block", "entropy", "balloon", "net", "vsock", "pmem", "fs", "console"];
+    let sound = names.iter().zip(0..).map(|(name, kind)| ((*name).to_owned(), vec![kind]));
+    let used = [vec![1, MEMORY, RING, 2, 0x30, 1, 9], vec![MEMORY, RING, 2, 0x20, 2, 0xff, 0xff]].concat();
+    let wrong = [
+        ("sound", vec![1]),
+        ("20-bit-flipped", [vec![0], edit(FLIP, 40, 3)].concat()),
+        ("20-truncated", [vec![4], edit(CUT, 60, 0)].concat()),
+        ("20-longer", [vec![3], edit(INSERT, 30, 7)].concat()),
+        ("20-newer", [vec![2], edit(SET, 13, 2)].concat()),
+        ("20-rings-contradict", used),
+    ];
+    let wrong = wrong.into_iter().map(|(name, bytes)| (name.to_owned(), bytes));
+    sound.chain(wrong).collect()
 }

@@ -14,8 +14,8 @@ use super::{
     ActivateError, Activation, DeviceError, DeviceKind, FEATURE_EVENT_IDX, Interrupt, Memory, VirtioDevice,
 };
 use crate::devices::BusDevice;
+pub use pause::NotPaused;
 use pause::Phase;
-pub use pause::{Busy, NotPaused};
 use registers::{Effect, Registers};
 use std::io;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -143,6 +143,14 @@ impl MmioTransport {
         let state = self.lock();
         let dropped = self.dropped.load(Ordering::Relaxed);
         Faults { failures: state.failures, dropped, last: state.last.clone() }
+    }
+
+    /// The queues that a worker has, or gets at the resume.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn running_queues(&self) -> Vec<QueueSetup> {
+        let state = self.lock();
+        let queues = state.registers.queues().filter(|(_, setup, _)| setup.ready && state.registers.runs());
+        queues.map(|(_, setup, _)| setup).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

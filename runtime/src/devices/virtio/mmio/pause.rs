@@ -16,7 +16,7 @@
 
 use super::registers::{self, Registers};
 use super::{MmioTransport, State};
-use crate::devices::virtio::FEATURE_EVENT_IDX;
+use crate::devices::virtio::{Busy, FEATURE_EVENT_IDX};
 use crate::state::{Format, LoadError, Section};
 use serde::{Deserialize, Serialize};
 use std::sync::PoisonError;
@@ -40,10 +40,6 @@ pub(super) enum Phase {
     Resuming,
     Paused,
 }
-
-/// The device has not given back its queues yet: a host that does not answer holds its requests.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Busy;
 
 /// Only a device that is paused can be saved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
