@@ -27,7 +27,8 @@ pub(super) mod op {
     pub(crate) const HOST: u8 = 8;
     pub(crate) const RESTART: u8 = 9;
     pub(crate) const SUPPRESS: u8 = 10;
-    pub(super) const COUNT: u8 = SUPPRESS + 1;
+    pub(crate) const PAUSE: u8 = 11;
+    pub(super) const COUNT: u8 = PAUSE + 1;
 }
 
 /// What is on the device's other side.
@@ -108,6 +109,7 @@ impl<'a> Driver<'a> {
             }
             op::HOST => self.subject.host.act(input),
             op::RESTART => self.restart(),
+            op::PAUSE => self.pause(),
             _ => self.offer(operation, input),
         }
     }
@@ -168,6 +170,14 @@ impl<'a> Driver<'a> {
         self.bench = Bench::start_in(self.memory.clone(), self.subject.device, self.subject.features);
         self.guard.restart();
         self.alive = true;
+    }
+
+    /// Takes the queues back and goes on with them.
+    fn pause(&mut self) {
+        if self.alive {
+            self.bench.pause_and_resume(self.subject.device);
+            (0..self.bench.rings.len()).for_each(|queue| self.bench.kick(queue));
+        }
     }
 
     fn drain(&mut self) {

@@ -13,6 +13,7 @@ use crate::devices::BusDevice;
 use crate::memory::Image;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
@@ -168,6 +169,7 @@ pub(crate) struct Bench {
     notifiers: Arc<[EventFd]>,
     epoll: Epoll,
     armed: Vec<Token>,
+    features: u64,
 }
 
 impl Bench {
@@ -203,7 +205,7 @@ impl Bench {
         };
         let worker = device.activate(activation).unwrap();
         let (epoll, armed) = (Epoll::new().unwrap(), Vec::new());
-        let mut bench = Self { memory, rings, worker, bell, dropped, notifiers, epoll, armed };
+        let mut bench = Self { memory, rings, worker, bell, dropped, notifiers, epoll, armed, features };
         bench.arm();
         bench
     }
@@ -217,12 +219,13 @@ impl Bench {
     pub(crate) fn pause_for(&mut self, device: &mut dyn VirtioDevice, time: std::time::Duration) {
         let drained = self.worker.drain(std::time::Instant::now()).unwrap();
         std::thread::sleep(time);
-        let queue = |(index, queue)| {
+        let queue = |(index, queue): (u16, virtio_queue::Queue)| {
+            assert_eq!(queue.next_avail(), queue.next_used(), "nothing of queue {index} is in flight");
             let (notifiers, bell) = (self.notifiers.clone(), self.bell.clone());
             Some(Virtqueue::new(index, queue, self.memory.clone(), notifiers, bell))
         };
         let activation = Activation {
-            features: device.features(),
+            features: self.features,
             memory: self.memory.clone(),
             interrupt: self.bell.clone(),
             queues: drained.into_iter().map(queue).collect(),
