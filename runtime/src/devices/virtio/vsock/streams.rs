@@ -28,10 +28,6 @@ impl Streams {
 
     /// So much time has passed that counts for nothing.
     pub(super) fn put_off(&mut self, pause: Duration) {
-        for id in self.peers.ids() {
-            if let Some(deadline) = self.peers.get_mut(id).and_then(|peer| peer.deadline.as_mut()) {
-                *deadline += pause;
-            }
-        }
+        self.peers.put_off(pause);
     }
 }

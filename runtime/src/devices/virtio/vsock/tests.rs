@@ -2,6 +2,7 @@
 
 mod guest;
 mod hostile;
+mod many;
 mod state;
 
 use super::packet::{Op, SHUT_BOTH, SHUT_SEND};
