@@ -169,8 +169,7 @@ impl Machine {
         let mut virtio = Virtio { vm: &vm, memory: &seen, workers, loops, mmio, slots, devices };
         let mut vsock = None;
         let (mut drives, mut taps) = (files.drives.into_iter(), files.taps.into_iter());
-        let mut images = images.iter();
-        let mut volumes = files.volumes.into_iter();
+        let (mut images, mut volumes) = (images.iter(), files.volumes.into_iter());
         let mut streams = Some((files.exec, files.vsock_listener, ask));
         for device in spec.device_specs() {
             let name = device.name();
