@@ -27,7 +27,7 @@ pub(super) mod op {
     pub(crate) const HOST: u8 = 8;
     pub(crate) const RESTART: u8 = 9;
     pub(crate) const SUPPRESS: u8 = 10;
-    pub(crate) const PAUSE: u8 = 11;
+    pub(crate) const PAUSE: u8 = SUPPRESS + 1;
     pub(super) const COUNT: u8 = PAUSE + 1;
 }
 

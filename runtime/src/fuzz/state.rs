@@ -39,7 +39,7 @@ pub(super) mod op {
     pub(crate) const SET: u8 = 1;
     pub(crate) const CUT: u8 = 2;
     pub(crate) const INSERT: u8 = 3;
-    pub(crate) const MEMORY: u8 = 4;
+    pub(crate) const MEMORY: u8 = INSERT + 1;
     pub(super) const COUNT: u8 = MEMORY + 1;
 }
 
