@@ -1,8 +1,8 @@
 //! A driver at a transport's registers, and a device behind it on its event loop, turned by hand.
 //!
 //! Owns transport, loop and memory. Refuses, by a panic, a register that answers an access of the wrong width, status
-//! bits that do not exist, more failures than there were starts, and a device that a reset and a proper start do not
-//! bring back. Invariant: one thread, so the same input does the same.
+//! bits that do not exist, more failures than there were starts, a state that can be saved and not loaded, and a device that
+//! a reset and a proper start do not bring back. Invariant: one thread, so the same input does the same.
 
 use super::hosts;
 use super::input::Input;
@@ -15,6 +15,7 @@ use crate::devices::virtio::mmio::MmioTransport;
 use crate::devices::virtio::testkit::Ring;
 use crate::devices::virtio::testkit::drive::{driver_ok, negotiate, read, set_queue, status, write};
 use crate::devices::virtio::{Memory, VirtioDevice};
+use crate::state::LoadError;
 use std::sync::Arc;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
@@ -36,11 +37,17 @@ pub(super) mod op {
     pub(crate) const NEGOTIATE: u8 = 5;
     pub(crate) const QUEUES: u8 = 6;
     pub(crate) const OFFER: u8 = 7;
-    pub(super) const COUNT: u8 = OFFER + 1;
+    pub(crate) const PAUSE: u8 = 8;
+    pub(crate) const RESUME: u8 = 9;
+    pub(crate) const MOVE: u8 = 10;
+    pub(super) const COUNT: u8 = MOVE + 1;
 }
 
 /// A queue, and a sound request of its device for it: address, bytes, device writes.
 pub(super) type Request = (usize, &'static [(u64, u32, bool)]);
+
+/// Makes the same device again.
+type Make = fn() -> Box<dyn VirtioDevice>;
 
 pub(super) struct Rig {
     pub(super) transport: Arc<MmioTransport>,
@@ -53,15 +60,15 @@ pub(super) struct Rig {
 
 /// Runs one input; the device answers at least once, or it panics.
 pub(super) fn run(mut input: Input<'_>) -> u32 {
-    let (device, request): (Box<dyn VirtioDevice>, Request) = match input.below(3) {
-        0 => (Box::new(hosts::disk(8).0), (2, &[(0x1000, 16, false), (0x2000, 513, true)])),
-        1 => (Box::new(Entropy::new(None)), (0, &[(0x2000, 16, true)])),
-        _ => (Box::new(Balloon::new(4, true, true)), (1, &[(0x1000, 4, false)])),
+    let (make, request): (Make, Request) = match input.below(3) {
+        0 => (|| Box::new(hosts::disk(8).0), (2, &[(0x1000, 16, false), (0x2000, 513, true)])),
+        1 => (|| Box::new(Entropy::new(None)), (0, &[(0x2000, 16, true)])),
+        _ => (|| Box::new(Balloon::new(4, true, true)), (1, &[(0x1000, 4, false)])),
     };
-    let mut rig = Rig::new(device, request);
+    let mut rig = Rig::new(make(), request);
     let mut operations = 0;
     while !input.is_empty() {
-        rig.step(&mut input);
+        rig.step(&mut input, make);
         operations += 1;
     }
     assert!(rig.transport.faults().failures <= operations, "a failure that nobody caused");
@@ -85,7 +92,7 @@ impl Rig {
         Self { transport, event_loop, memory, rings: Vec::new(), sizes, request }
     }
 
-    fn step(&mut self, input: &mut Input<'_>) {
+    fn step(&mut self, input: &mut Input<'_>, make: Make) {
         match input.u8() % op::COUNT {
             op::READ => {
                 let (offset, width) = (u64::from(input.u16()), input.below(17));
@@ -107,12 +114,27 @@ impl Rig {
             }
             op::NEGOTIATE => self.negotiate_features(),
             op::QUEUES => self.set_queues(),
+            op::PAUSE => self.transport.pause(),
+            op::RESUME => self.transport.resume(),
+            op::MOVE => self.go_elsewhere(make),
             _ => {
                 self.offer();
             }
         }
         let status = status(&self.transport);
         assert_eq!(status & !STATUS_BITS, 0, "status {status:#x}");
+    }
+
+    /// If the device is paused it goes on in another transport, whatever its driver has written; unless the rings, which are
+    /// the driver's, contradict the device.
+    fn go_elsewhere(&mut self, make: Make) {
+        let Ok(section) = self.transport.save("fuzz") else { return };
+        let other = Self::within(self.memory.clone(), make(), self.request);
+        match other.transport.load("fuzz", &section) {
+            Ok(()) => (self.transport, self.event_loop) = (other.transport, other.event_loop),
+            Err(LoadError::Value { key: "next_used" | "number of chains that wait", .. }) => {}
+            Err(error) => panic!("what a driver has brought about is refused: {error}"),
+        }
     }
 
     pub(super) fn turn(&mut self) {
@@ -151,6 +173,7 @@ impl Rig {
 
     /// A reset, a proper start and a sound request: whatever was done before, it is answered.
     pub(super) fn finish(mut self) -> u32 {
+        self.transport.resume();
         write(&self.transport, STATUS, 0);
         self.until(|rig| status(&rig.transport) == 0);
         assert_eq!(read(&self.transport, 0x60), 0, "no interrupt outlives a reset");

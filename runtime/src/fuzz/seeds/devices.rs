@@ -238,6 +238,7 @@ pub(super) fn registers() -> Vec<Seed> {
     let features = writes(&[(0x70, 3), (0x24, 0), (0x20, u32::MAX), (0x70, 11), (0x70, 15)]);
     let beyond = writes(&[(0x24, 9), (0x20, 1), (0x70, 15)]);
     let (configure, short) = ([op::WRITE_WIDE, 4, 1, 4, 9, 9, 9, 9], [op::WRITE_WIDE, 0x70, 0, 2, 0, 0]);
+    let elsewhere = vec![op::PAUSE, op::TURN, op::TURN, op::MOVE];
     let header = [vec![op::MEMORY, LOW, 0, 0x10, 16, 1], vec![0; 15]].concat();
     let seeds: Vec<(&str, Vec<u8>)> = vec![
         ("block", then(0, &[offer])),
@@ -252,6 +253,22 @@ pub(super) fn registers() -> Vec<Seed> {
         ("09-no-such-queue", then(1, &[&kicks, offer])),
         ("15-widths", then(2, &[&wide, &short, &[op::WRITE_WIDE, 0xff, 0, 16], offer])),
         ("memory", then(0, &[&header, offer])),
+        ("20-paused", then(1, &[offer, &elsewhere, &[op::RESUME], offer])),
+        (
+            "20-paused-half-way",
+            [vec![2, op::NEGOTIATE], elsewhere.clone(), vec![op::QUEUES, op::RESUME]].concat(),
+        ),
+        (
+            "20-started-while-paused",
+            [
+                vec![0, op::PAUSE, op::NEGOTIATE, op::QUEUES],
+                write(0x70, 15),
+                elsewhere.clone(),
+                vec![op::RESUME],
+            ]
+            .concat(),
+        ),
+        ("20-reset-while-paused", then(0, &[&elsewhere, &reset, offer, &[op::RESUME], offer])),
     ];
     let seeds = seeds.into_iter().chain(unsound_queues());
     seeds.map(|(name, bytes)| (name.to_owned(), bytes)).collect()
