@@ -201,23 +201,15 @@ impl MmioTransport {
         let event_idx = registers.acknowledged() & FEATURE_EVENT_IDX != 0;
         let mut queues = Vec::new();
         for ((index, setup, max), position) in registers.queues().zip(positions) {
-            FORMAT.check(
-                setup.ready || position.is_none(),
-                "position of a queue that is not ready",
-                index,
-                "none",
-            )?;
-            if !setup.ready {
-                continue;
-            }
+            // One that no worker has had yet is looked at when one gets it.
+            let Some(position) = position else { continue };
+            FORMAT.check(setup.ready, "position of a queue that is not ready", index, "none")?;
             let sound = setup.check(max, event_idx, &self.memory);
             let mut queue = sound.map_err(|error| unsound(index, &error.to_string()))?;
-            if let Some(position) = position {
-                self.check_position(index, &queue, *position)?;
-                queue.set_next_avail(position.next_avail);
-                queue.set_next_used(position.next_used);
-                queues.push((index, queue));
-            }
+            self.check_position(index, &queue, *position)?;
+            queue.set_next_avail(position.next_avail);
+            queue.set_next_used(position.next_used);
+            queues.push((index, queue));
         }
         Ok(queues)
     }
