@@ -27,7 +27,7 @@ fn item_12_the_half_open_are_bounded() {
 }
 
 #[test]
-fn item_12_questions_and_connections_are_bounded() {
+fn item_12_questions_are_bounded() {
     let asked = Arc::new(AtomicU32::new(0));
     let count = asked.clone();
     let ask: Ask = Box::new(move |_, _| count.fetch_add(1, Ordering::SeqCst) < u32::MAX);

@@ -131,7 +131,7 @@ fn an_idle_connection_is_small() {
 
 /// The bound, with programs that are gone at once: their connections stay until the guest says so.
 #[test]
-fn connections_are_bounded() {
+fn item_12_connections_are_bounded() {
     if !may_open(peers::MOST_PEERS as u64) {
         return;
     }
