@@ -14,8 +14,8 @@ pub(crate) const DEFAULT_PARENT: &str = "husk";
 /// Controllers that the limits need.
 const CONTROLLERS: [&str; 4] = ["cpu", "memory", "pids", "cpuset"];
 /// Bytes that runtime and kernel need beside guest memory, at least: 48 MiB, and what the vsock device may hold for
-/// streams whose readers take their time, 64 MiB and 32 KiB for each of 1024 connections.
-const OVERHEAD: u64 = (48 + 96) << 20;
+/// streams whose readers take their time, 64 MiB and 8 KiB for each of 8192 connections.
+const OVERHEAD: u64 = (48 + 128) << 20;
 /// Bytes that the server of a volume may need: its buffers, and what the kernel keeps for each file that the guest knows of.
 const VOLUME: u64 = 64 << 20;
 /// Threads that the runtime may have beside one a vCPU and one a drive.

@@ -3,6 +3,8 @@
 //! Modules stand bottom up; imports point only to what stands above. The way of a sandbox is in [`vmm`]; what it is made of
 //! is composed in [`machine`]; `docs/architecture.md` has the picture.
 
+pub mod state;
+
 pub mod sys;
 
 pub mod report;

@@ -7,6 +7,7 @@
 use crate::arch::{self, Slot, VcpuSetup};
 use crate::confine::{self, ConfineError};
 use crate::console::{self, Console};
+use crate::devices::state::{Busy, Devices};
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::{Balloon, Tell};
 use crate::devices::virtio::block::{Block, BlockError};
@@ -17,6 +18,7 @@ use crate::devices::virtio::fs::Fs;
 use crate::devices::virtio::gate::Limit;
 use crate::devices::virtio::limiter::{RateLimiter, TokenBucket};
 use crate::devices::virtio::mem::{Mem, Requested};
+use crate::devices::virtio::mmio::NotPaused;
 use crate::devices::virtio::mmio::{MmioTransport, NOTIFY_OFFSET};
 use crate::devices::virtio::net::{Net, policy::Policy};
 use crate::devices::virtio::pmem::Pmem;
@@ -29,6 +31,7 @@ use crate::spec::{
     BalloonSpec, BucketSpec, DeviceSpec, DriveSpec, HotplugSpec, LimiterSpec, MachineSpec, NetworkSpec,
     PmemSpec, VolumeSpec,
 };
+use crate::state::{LoadError, Section};
 use crate::vcpu::{self, Buses, Exits, Vcpu, VcpuHandle};
 use husk_seccomp::Role;
 use kvm_ioctls::VcpuFd;
@@ -36,6 +39,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Instant;
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -130,6 +134,7 @@ pub struct Machine {
     spec: MachineSpec,
     memory: GuestMemory,
     slots: Vec<Slot>,
+    devices: Devices,
     vcpus: Vec<Vcpu>,
     handles: Vec<VcpuHandle>,
     loops: Vec<Loop>,
@@ -160,13 +165,13 @@ impl Machine {
         let (event_loop, workers) = EventLoop::new().map_err(descriptor("the device thread"))?;
         let console = Arc::new(Console::new(files.console));
         let reset = event("i8042")?;
-        let ports = Arc::new(ports(&vm, &console, &reset)?);
+        let (ports, serial) = ports(&vm, &console, &reset)?;
+        let (ports, devices) = (Arc::new(ports), Devices::new(serial));
         let loops = vec![Loop { role: Role::Device, thread: "husk-device".into(), event_loop }];
-        let mut virtio = Virtio::on(&vm, &seen, hotplug.as_ref(), (workers, loops));
+        let mut virtio = Virtio::on(&vm, &seen, hotplug.as_ref(), (workers, loops, devices));
         let mut vsock = None;
         let (mut drives, mut taps) = (files.drives.into_iter(), files.taps.into_iter());
-        let mut images = images.iter();
-        let mut volumes = files.volumes.into_iter();
+        let (mut images, mut volumes) = (images.iter(), files.volumes.into_iter());
         let mut streams = Some((files.exec, files.vsock_listener, ask));
         for device in spec.device_specs() {
             let name = device.name();
@@ -196,7 +201,7 @@ impl Machine {
             };
             virtio.add(device, &name, workers)?;
         }
-        let Virtio { mmio, slots, loops, requested, .. } = virtio;
+        let Virtio { mmio, slots, loops, devices, requested, .. } = virtio;
         let buses = Buses { ports, mmio: Arc::new(mmio) };
         let exits = Arc::new(Exits::new().map_err(descriptor("vCPUs"))?);
         let (vcpus, handles) = make_vcpus(vcpus, &buses, &exits, hotplug.as_ref());
@@ -204,6 +209,7 @@ impl Machine {
             spec,
             memory,
             slots,
+            devices,
             vcpus,
             handles,
             loops,
@@ -293,6 +299,35 @@ impl Machine {
             })?;
         }
         Ok(())
+    }
+
+    /// Has every device stand still by `deadline`, with nothing in flight and nothing lost. The vCPUs are stopped already.
+    ///
+    /// # Errors
+    /// One of them waits for the host; then all go on.
+    pub fn pause_devices(&self, deadline: Instant) -> Result<(), Busy> {
+        self.devices.pause(deadline)
+    }
+
+    /// Lets every device go on.
+    pub fn resume_devices(&self) {
+        self.devices.resume();
+    }
+
+    /// What the guest has left in the devices.
+    ///
+    /// # Errors
+    /// They are not paused.
+    pub fn save_devices(&self) -> Result<Vec<Section>, NotPaused> {
+        self.devices.save()
+    }
+
+    /// Takes over what a machine of the same spec has saved; its memory has to be there already. The devices are paused then.
+    ///
+    /// # Errors
+    /// See [`LoadError`]; then the machine is of no use.
+    pub fn load_devices(&self, sections: &[Section]) -> Result<(), LoadError> {
+        self.devices.load(sections)
     }
 
     /// Lets the vCPUs run.
@@ -417,6 +452,7 @@ struct Virtio<'a> {
     /// Of the memory device, until it is on the bus.
     asked: Option<Requested>,
     requested: Option<(Requested, Arc<MmioTransport>)>,
+    devices: Devices,
 }
 
 impl<'a> Virtio<'a> {
@@ -424,10 +460,10 @@ impl<'a> Virtio<'a> {
         vm: &'a Vm,
         memory: &'a DeviceMemory,
         hotplug: Option<&'a Hotplug>,
-        (workers, loops): (LoopHandle, Vec<Loop>),
+        (workers, loops, devices): (LoopHandle, Vec<Loop>, Devices),
     ) -> Self {
         let (mmio, slots) = (Bus::new(), Vec::new());
-        Self { vm, memory, hotplug, workers, loops, mmio, slots, asked: None, requested: None }
+        Self { vm, memory, hotplug, workers, loops, mmio, slots, asked: None, requested: None, devices }
     }
 
     fn memory_device(&mut self, it: &HotplugSpec, name: &str) -> Result<Mem, MachineError> {
@@ -464,6 +500,7 @@ impl<'a> Virtio<'a> {
         for (queue, kick) in (0_u32..).zip(transport.queue_notifiers()) {
             self.vm.ioeventfd(kick, slot.address + NOTIFY_OFFSET, Some(queue))?;
         }
+        self.devices.add(name, Arc::clone(&transport));
         insert(&mut self.mmio, (slot.address, arch::MMIO_BYTES), transport.clone(), name)?;
         self.slots.push(slot);
         if let Some(asked) = self.asked.take() {
@@ -474,15 +511,15 @@ impl<'a> Virtio<'a> {
 }
 
 /// The I/O ports: serial port and keyboard controller.
-fn ports(vm: &Vm, console: &Arc<Console>, reset: &EventFd) -> Result<Bus, MachineError> {
+fn ports(vm: &Vm, console: &Arc<Console>, reset: &EventFd) -> Result<(Bus, Arc<Serial>), MachineError> {
     let line = event("serial")?;
     vm.irqfd(&line, arch::SERIAL_IRQ)?;
     let mut ports = Bus::new();
     let serial = Arc::new(Serial::new(line, Arc::clone(console)));
-    insert(&mut ports, (arch::SERIAL_PORT, SERIAL_PORTS), serial, "serial")?;
+    insert(&mut ports, (arch::SERIAL_PORT, SERIAL_PORTS), Arc::clone(&serial) as _, "serial")?;
     let reset = reset.try_clone().map_err(descriptor("i8042"))?;
     insert(&mut ports, (arch::I8042_PORT, I8042_PORTS), Arc::new(I8042::new(reset)), "i8042")?;
-    Ok(ports)
+    Ok((ports, serial))
 }
 
 fn insert(

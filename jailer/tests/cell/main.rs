@@ -35,7 +35,7 @@ fn a_cell_is_what_the_documentation_says() {
         "session_is_own": true,
         "host": "a-cell",
         "core": 0,
-        "files": 2048,
+        "files": 10240,
         "umask": 0o077,
         "root": 0,
         "above": 0,

@@ -16,6 +16,7 @@ use crate::memory::{BLOCK, Hotplug, Reader};
 use husk_protocol::control::{CONSOLE_TAIL_LINE_BYTES, CONSOLE_TAIL_LINES};
 use husk_protocol::spec::CacheType;
 use rustix::fs::MemfdFlags;
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{PipeReader, Read};
 use std::os::unix::fs::FileExt;
@@ -122,15 +123,32 @@ pub(super) struct Memory {
     /// The most that was asked for so far, in blocks.
     most: u64,
     /// A drive's thread, and whether it is at guest memory.
-    reader: Reader,
+    reader: Option<Reader>,
     reading: bool,
+}
+
+thread_local! {
+    /// Regions that nobody has: one is never unmapped.
+    static IDLE: RefCell<Vec<(Hotplug, Reader)>> = const { RefCell::new(Vec::new()) };
 }
 
 /// The memory of a device, and the device's host.
 pub(super) fn memory() -> (Memory, Hotplug) {
-    let hotplug = Hotplug::map(REGION_BLOCKS * BLOCK, GuestAddress(REGION_START)).unwrap();
-    let reader = hotplug.reader();
+    let (hotplug, reader) = IDLE.with_borrow_mut(Vec::pop).unwrap_or_else(|| {
+        let hotplug = Hotplug::map(REGION_BLOCKS * BLOCK, GuestAddress(REGION_START)).unwrap();
+        let reader = hotplug.reader();
+        (hotplug, reader)
+    });
+    let reader = Some(reader);
     (Memory { hotplug: hotplug.clone(), requested: None, most: 0, reader, reading: false }, hotplug)
+}
+
+/// The same, with its device.
+pub(super) fn memory_device() -> (Mem, Memory) {
+    let (mut host, region) = memory();
+    let device = Mem::new(&region);
+    host.asked_of(&device);
+    (device, host)
 }
 
 impl Memory {
@@ -146,16 +164,32 @@ impl Memory {
     }
 }
 
+impl Drop for Memory {
+    fn drop(&mut self) {
+        let Some(reader) = self.reader.take() else { return };
+        if self.reading {
+            reader.leave();
+        }
+        self.hotplug.unplug_all();
+        self.hotplug.take_away();
+        // What is still open, somebody holds: then this one is not as new.
+        if self.hotplug.open_bytes() == 0 {
+            IDLE.with_borrow_mut(|idle| idle.push((self.hotplug.clone(), reader)));
+        }
+    }
+}
+
 impl Host for Memory {
     /// So many blocks are asked for; or a thread comes to guest memory, or leaves it.
     fn act(&mut self, input: &mut Input<'_>) {
         match input.u8() {
             blocks @ 0..=16 => self.ask(blocks.into()),
             _ => {
+                let Some(reader) = &self.reader else { return };
                 if self.reading {
-                    self.reader.leave()
+                    reader.leave();
                 } else {
-                    self.reader.enter()
+                    reader.enter();
                 }
                 self.reading = !self.reading;
             }

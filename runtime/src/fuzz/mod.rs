@@ -20,6 +20,7 @@ mod input;
 mod registers;
 mod script;
 mod sockets;
+mod state;
 mod volumes;
 
 use crate::devices::virtio::VirtioDevice;
@@ -35,7 +36,7 @@ use script::{Subject, run};
 pub type Target = (&'static str, fn(&[u8]) -> u32);
 
 /// All of them.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
     ("block", block),
     ("net", net),
     ("vsock", vsock),
@@ -47,6 +48,7 @@ pub const TARGETS: [Target; 11] = [
     ("fs", fs),
     ("console", console),
     ("registers", registers),
+    ("state", state),
 ];
 
 /// A disk: one byte of options, then operations of a driver.
@@ -136,6 +138,11 @@ pub fn console(bytes: &[u8]) -> u32 {
 /// A transport's registers before a device: one byte that says which, then accesses.
 pub fn registers(bytes: &[u8]) -> u32 {
     registers::run(Input(bytes))
+}
+
+/// A device that is loaded from spoiled state: one byte that says which, then what is spoiled.
+pub fn state(bytes: &[u8]) -> u32 {
+    state::run(Input(bytes))
 }
 
 #[cfg(test)]

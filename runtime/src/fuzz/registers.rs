@@ -1,8 +1,8 @@
 //! A driver at a transport's registers, and a device behind it on its event loop, turned by hand.
 //!
 //! Owns transport, loop and memory. Refuses, by a panic, a register that answers an access of the wrong width, status
-//! bits that do not exist, more failures than there were starts, and a device that a reset and a proper start do not
-//! bring back. Invariant: one thread, so the same input does the same.
+//! bits that do not exist, more failures than there were starts, a state that can be saved and not loaded, and a device that
+//! a reset and a proper start do not bring back. Invariant: one thread, so the same input does the same.
 
 use super::input::Input;
 use super::script::{Host, memory};
@@ -17,12 +17,13 @@ use crate::devices::virtio::pmem::Pmem;
 use crate::devices::virtio::testkit::drive::{driver_ok, negotiate, read, set_queue, status, write};
 use crate::devices::virtio::testkit::{Ring, image};
 use crate::devices::virtio::{Memory, VirtioDevice};
+use crate::state::LoadError;
 use std::sync::Arc;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 /// All of them.
-const DEVICES: usize = 8;
+pub(super) const DEVICES: usize = 9;
 /// Turns of the loop within which a reset is over and a request is answered.
 const PATIENCE: u32 = 100;
 const STATUS: u64 = 0x70;
@@ -40,28 +41,31 @@ pub(super) mod op {
     pub(crate) const NEGOTIATE: u8 = 5;
     pub(crate) const QUEUES: u8 = 6;
     pub(crate) const OFFER: u8 = 7;
-    pub(super) const COUNT: u8 = OFFER + 1;
+    pub(crate) const PAUSE: u8 = 8;
+    pub(crate) const RESUME: u8 = 9;
+    pub(crate) const MOVE: u8 = 10;
+    pub(super) const COUNT: u8 = MOVE + 1;
 }
 
 /// A queue, and a sound request of its device for it: address, bytes, device writes.
-type Request = (usize, &'static [(u64, u32, bool)]);
+pub(super) type Request = (usize, &'static [(u64, u32, bool)]);
 
-struct Rig {
-    transport: Arc<MmioTransport>,
+/// A device, what it is answered by, and a request that it answers when zeros are all that memory holds.
+pub(super) type Subject = (Box<dyn VirtioDevice>, Box<dyn Host>, Request);
+
+pub(super) struct Rig {
+    pub(super) transport: Arc<MmioTransport>,
     event_loop: EventLoop,
     host: Box<dyn Host>,
-    memory: Memory,
+    pub(super) memory: Memory,
     rings: Vec<Ring>,
     sizes: Vec<u16>,
     request: Request,
 }
 
-/// A device, what it is answered by, and a request that it answers when zeros are all that memory holds.
-fn device(choice: usize) -> (Box<dyn VirtioDevice>, Box<dyn Host>, Request) {
-    fn of<H: Host + 'static>(
-        (device, host): (impl VirtioDevice + 'static, H),
-        request: Request,
-    ) -> (Box<dyn VirtioDevice>, Box<dyn Host>, Request) {
+/// One of all devices.
+pub(super) fn device(choice: usize) -> Subject {
+    fn of<H: Host + 'static>((device, host): (impl VirtioDevice + 'static, H), request: Request) -> Subject {
         (Box::new(device), Box::new(host), request)
     }
     match choice {
@@ -72,22 +76,18 @@ fn device(choice: usize) -> (Box<dyn VirtioDevice>, Box<dyn Host>, Request) {
         4 => of(sockets::device(), (1, &[(0x1000, 44, false)])),
         5 => of((Pmem::new(&image()), ()), (0, &[(0x1000, 4, false), (0x2000, 4, true)])),
         6 => of(volumes::device(READS), (1, &[(0x1000, 40, false), (0x2000, 16, true)])),
-        _ => of(hosts::console(), (1, &[(0x1000, 9, false)])),
+        7 => of(hosts::console(), (1, &[(0x1000, 9, false)])),
+        _ => of(hosts::memory_device(), (0, &[(0x1000, 24, false), (0x2000, 10, true)])),
     }
 }
 
 /// Runs one input; the device answers at least once, or it panics.
 pub(super) fn run(mut input: Input<'_>) -> u32 {
-    let (device, host, request) = device(input.below(DEVICES));
-    let (event_loop, handle) = EventLoop::new().unwrap();
-    let (memory, sizes) = (memory(), device.queue_sizes().to_vec());
-    let line = EventFd::new(libc::EFD_NONBLOCK).unwrap();
-    let transport = MmioTransport::new(device, memory.clone(), line, handle).unwrap();
-    let mut rig = Rig { transport, event_loop, host, memory, rings: Vec::new(), sizes, request };
-    rig.fresh_rings();
+    let choice = input.below(DEVICES);
+    let mut rig = Rig::new(device(choice));
     let mut operations = 0;
     while !input.is_empty() {
-        rig.step(&mut input);
+        rig.step(&mut input, choice);
         operations += 1;
     }
     assert!(rig.transport.faults().failures <= operations, "a failure that nobody caused");
@@ -95,7 +95,23 @@ pub(super) fn run(mut input: Input<'_>) -> u32 {
 }
 
 impl Rig {
-    fn step(&mut self, input: &mut Input<'_>) {
+    /// A device without a driver yet.
+    pub(super) fn new(subject: Subject) -> Self {
+        let mut rig = Self::within(memory(), subject);
+        rig.fresh_rings();
+        rig
+    }
+
+    /// The same, in memory that has something in it already.
+    pub(super) fn within(memory: Memory, (device, host, request): Subject) -> Self {
+        let (event_loop, handle) = EventLoop::new().unwrap();
+        let sizes = device.queue_sizes().to_vec();
+        let line = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        let transport = MmioTransport::new(device, memory.clone(), line, handle).unwrap();
+        Self { transport, event_loop, host, memory, rings: Vec::new(), sizes, request }
+    }
+
+    fn step(&mut self, input: &mut Input<'_>, choice: usize) {
         match input.u8() % op::COUNT {
             op::READ => {
                 let (offset, width) = (u64::from(input.u16()), input.below(17));
@@ -117,17 +133,33 @@ impl Rig {
             }
             op::NEGOTIATE => self.negotiate_features(),
             op::QUEUES => self.set_queues(),
+            op::PAUSE => self.transport.pause(),
+            op::RESUME => self.transport.resume(),
+            op::MOVE => self.go_elsewhere(choice),
             _ => {
-                let (queue, chain) = self.request;
-                self.rings[queue].offer(chain);
-                write(&self.transport, 0x50, queue as u32);
+                self.offer();
             }
         }
         let status = status(&self.transport);
         assert_eq!(status & !STATUS_BITS, 0, "status {status:#x}");
     }
 
-    fn turn(&mut self) {
+    /// If the device is paused it goes on in another transport, whatever its driver has written; unless the rings, which are
+    /// the driver's, contradict the device.
+    fn go_elsewhere(&mut self, choice: usize) {
+        let Ok(section) = self.transport.save("fuzz") else { return };
+        let other = Self::within(self.memory.clone(), device(choice));
+        match other.transport.load("fuzz", &section) {
+            Ok(()) => {
+                (self.transport, self.event_loop, self.host) =
+                    (other.transport, other.event_loop, other.host);
+            }
+            Err(LoadError::Value { key: "next_used" | "number of chains that wait", .. }) => {}
+            Err(error) => panic!("what a driver has brought about is refused: {error}"),
+        }
+    }
+
+    pub(super) fn turn(&mut self) {
         assert!(self.event_loop.turn(0).unwrap().is_continue());
         self.host.check();
     }
@@ -163,23 +195,38 @@ impl Rig {
     }
 
     /// A reset, a proper start and a sound request: whatever was done before, it is answered.
-    fn finish(mut self) -> u32 {
+    pub(super) fn finish(mut self) -> u32 {
+        self.transport.resume();
         write(&self.transport, STATUS, 0);
         self.until(|rig| status(&rig.transport) == 0);
         assert_eq!(read(&self.transport, 0x60), 0, "no interrupt outlives a reset");
+        self.start();
+        self.offer();
+        self.until(Self::answered);
+        1
+    }
+
+    /// A proper start.
+    pub(super) fn start(&mut self) {
         negotiate(&self.transport);
         self.set_queues();
         driver_ok(&self.transport);
         assert_eq!(status(&self.transport), 15);
         self.memory.write_slice(&[0; 0x2000], GuestAddress(0x1000)).unwrap();
+    }
+
+    /// The sound request, and a kick.
+    pub(super) fn offer(&mut self) {
         let (queue, chain) = self.request;
         self.rings[queue].offer(chain);
         write(&self.transport, 0x50, queue as u32);
-        self.until(|rig| rig.rings[queue].take_used().is_some());
-        1
     }
 
-    fn until(&mut self, condition: impl Fn(&mut Self) -> bool) {
+    pub(super) fn answered(&mut self) -> bool {
+        self.rings[self.request.0].take_used().is_some()
+    }
+
+    pub(super) fn until(&mut self, condition: impl Fn(&mut Self) -> bool) {
         for _ in 0..PATIENCE {
             if condition(self) {
                 return;

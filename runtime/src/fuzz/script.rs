@@ -7,8 +7,8 @@
 use super::guard::Guard;
 use super::input::{HIGH, Input, REGION};
 use crate::devices::virtio::testkit::{Bench, RING_STRIDE, RINGS, image};
-use crate::devices::virtio::{Memory, VirtioDevice};
-use std::time::Instant;
+use crate::devices::virtio::{Busy, Memory, VirtioDevice};
+use std::time::{Duration, Instant};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 /// Rounds of events within which a worker whose driver and host stand still has nothing left to do.
@@ -27,7 +27,8 @@ pub(super) mod op {
     pub(crate) const HOST: u8 = 8;
     pub(crate) const RESTART: u8 = 9;
     pub(crate) const SUPPRESS: u8 = 10;
-    pub(super) const COUNT: u8 = SUPPRESS + 1;
+    pub(crate) const PAUSE: u8 = SUPPRESS + 1;
+    pub(super) const COUNT: u8 = PAUSE + 1;
 }
 
 /// What is on the device's other side.
@@ -108,6 +109,7 @@ impl<'a> Driver<'a> {
             }
             op::HOST => self.subject.host.act(input),
             op::RESTART => self.restart(),
+            op::PAUSE => self.pause(),
             _ => self.offer(operation, input),
         }
     }
@@ -163,10 +165,31 @@ impl<'a> Driver<'a> {
         self.drain();
         let rings = vec![0; usize::try_from(RING_STRIDE).unwrap() * self.bench.rings.len()];
         self.memory.write_slice(&rings, GuestAddress(RINGS)).unwrap();
+        self.subject.device.reset();
         self.subject.host.restarted();
         self.bench = Bench::start_in(self.memory.clone(), self.subject.device, self.subject.features);
         self.guard.restart();
         self.alive = true;
+    }
+
+    /// Takes the queues back and goes on with them. What the host has is waited for; if it says nothing, until the driver
+    /// resets the device.
+    fn pause(&mut self) {
+        if !self.alive {
+            return;
+        }
+        let never = Instant::now() + Duration::from_secs(3600);
+        let drained = self.bench.worker.drain(never).or_else(|_busy| {
+            self.round();
+            self.bench.worker.drain(never)
+        });
+        match drained {
+            Ok(queues) => {
+                self.bench.go_on_with(self.subject.device, queues);
+                (0..self.bench.rings.len()).for_each(|queue| self.bench.kick(queue));
+            }
+            Err(Busy) => self.restart(),
+        }
     }
 
     fn drain(&mut self) {

@@ -173,6 +173,10 @@ impl Device {
             ("05-with-next", self.indirect((TABLE, bytes, INDIRECT | NEXT, 17), None)),
             ("07-restarts", again.0),
             ("09-kicks", storm.0),
+            (
+                "20-pause",
+                self.sound().put(&[op::PAUSE, op::ROUND, op::PAUSE]).chain(queue, &self.chain).kick(queue).0,
+            ),
             ("09-full-ring", fill.kick(queue).kick(queue).0),
             ("quiet", self.ready().suppress(queue, 1, 9).chain(queue, &self.chain).kick(queue).0),
         ];
@@ -198,6 +202,7 @@ pub(super) fn of(target: &str) -> Vec<Seed> {
         "pmem" => others::pmem(),
         "fs" => others::fs(),
         "console" => others::console(),
+        "state" => devices::state(),
         _ => devices::registers(),
     }
 }

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 mod items;
 mod liars;
+mod state;
 
 /// Random inputs a target, and the time after which it is enough.
 const RUNS: u32 = 20_000;
@@ -65,7 +66,7 @@ macro_rules! corpus {
 
 mod corpus {
     use super::the_corpus_breaks_nothing;
-    corpus!(block, net, vsock, vsock_packets, entropy, balloon, mem, pmem, fs, console, registers);
+    corpus!(block, net, vsock, vsock_packets, entropy, balloon, mem, pmem, fs, console, registers, state);
 }
 
 macro_rules! random {
@@ -76,5 +77,5 @@ macro_rules! random {
 
 mod random {
     use super::random_bytes_break_nothing;
-    random!(block, net, vsock, vsock_packets, entropy, balloon, mem, pmem, fs, console, registers);
+    random!(block, net, vsock, vsock_packets, entropy, balloon, mem, pmem, fs, console, registers, state);
 }

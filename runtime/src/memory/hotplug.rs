@@ -166,6 +166,20 @@ impl Hotplug {
         }
     }
 
+    /// The runs of plugged blocks, each as its first block and how many; at most [`MOST_PIECES`].
+    #[must_use]
+    pub fn runs(&self) -> Vec<(u64, u64)> {
+        let mut runs: Vec<(u64, u64)> = Vec::new();
+        for block in (0..self.shared.plugged.count()).filter(|&block| self.shared.plugged.has(block)) {
+            let block = block as u64;
+            match runs.last_mut() {
+                Some((first, count)) if *first + *count == block => *count += 1,
+                _ => runs.push((block, 1)),
+            }
+        }
+        runs
+    }
+
     /// Makes `blocks`, none of which is plugged, the guest's.
     ///
     /// # Errors

@@ -6,6 +6,7 @@
 
 mod attacks;
 mod cell;
+mod devices;
 mod driver;
 mod guest;
 mod hostile;

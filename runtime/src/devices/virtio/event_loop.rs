@@ -46,9 +46,18 @@ pub trait Owner: Send + Sync {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct WorkerKey(u32);
 
+/// How long a worker may take to drain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Patience {
+    /// A driver waits for its reset: the owner hears if it takes long.
+    Short,
+    /// As long as it takes: whoever pauses the device has a deadline of his own, and nothing may be lost.
+    Endless,
+}
+
 enum Command {
     Run { key: WorkerKey, worker: Box<dyn Worker>, owner: Arc<dyn Owner> },
-    Drain { key: WorkerKey },
+    Drain { key: WorkerKey, patience: Patience },
     Stop,
 }
 
@@ -83,10 +92,16 @@ impl LoopHandle {
         key
     }
 
-    /// Asks for the worker's queues back; its owner hears of it. A caller asks once per worker, which bounds the
-    /// channel.
+    /// Asks for the worker's queues back, for a reset; its owner hears of it, and of a failure if it takes longer than
+    /// 5 s. A caller asks once per worker, which bounds the channel.
     pub fn drain(&self, key: WorkerKey) {
-        self.send(Command::Drain { key });
+        self.send(Command::Drain { key, patience: Patience::Short });
+    }
+
+    /// The same for a pause: what is in flight is waited for, however long it takes. [`Self::drain`] may follow, and ends
+    /// the patience.
+    pub fn pause(&self, key: WorkerKey) {
+        self.send(Command::Drain { key, patience: Patience::Endless });
     }
 
     /// Ends the loop.
@@ -106,7 +121,13 @@ struct Slot {
     worker: Box<dyn Worker>,
     owner: Arc<dyn Owner>,
     watched: Vec<Watched>,
-    draining: Option<Instant>,
+    draining: Option<Drain>,
+}
+
+/// A worker that was asked to drain.
+struct Drain {
+    /// When its owner hears that it takes long.
+    deadline: Option<Instant>,
 }
 
 /// One of a worker's descriptors.
@@ -211,9 +232,11 @@ impl EventLoop {
             match command {
                 Command::Stop => return ControlFlow::Break(()),
                 Command::Run { key, worker, owner } => self.adopt(key, worker, owner),
-                Command::Drain { key } => {
+                Command::Drain { key, patience } => {
                     if let Some(slot) = self.slots.get_mut(&key) {
-                        slot.draining = Some(Instant::now() + self.patience);
+                        let limited = patience == Patience::Short;
+                        slot.draining =
+                            Some(Drain { deadline: limited.then(|| Instant::now() + self.patience) });
                     }
                     self.retry_drains();
                 }
@@ -255,16 +278,16 @@ impl EventLoop {
     fn retry_drains(&mut self) {
         let (epoll, patience) = (&self.epoll, self.patience);
         self.slots.retain(|_, slot| {
-            let Some(deadline) = slot.draining else { return true };
-            match slot.worker.drain(deadline) {
+            let Some(Drain { deadline }) = slot.draining else { return true };
+            match slot.worker.drain(deadline.unwrap_or_else(|| Instant::now() + patience)) {
                 Ok(queues) => {
                     Self::cut_off(epoll, slot);
                     slot.owner.drained(queues);
                     false
                 }
-                Err(Busy) if Instant::now() < deadline => true,
+                Err(Busy) if deadline.is_none_or(|deadline| Instant::now() < deadline) => true,
                 Err(Busy) => {
-                    slot.draining = Some(Instant::now() + patience);
+                    slot.draining = Some(Drain { deadline: Some(Instant::now() + patience) });
                     slot.owner.failed(DeviceError::Host {
                         what: "ending the requests in flight",
                         source: io::ErrorKind::TimedOut.into(),

@@ -26,6 +26,7 @@ mod service;
 pub(crate) mod testkit;
 pub mod vsock;
 
+use crate::state::{LoadError, Section};
 use queue::{QueueError, Virtqueue};
 use std::io;
 use std::os::fd::RawFd;
@@ -93,6 +94,17 @@ pub trait VirtioDevice: Send {
     }
     /// Hands queues and backend over to a worker. Runs on a vCPU thread: allocates at most, makes no descriptor.
     fn activate(&mut self, activation: Activation) -> Result<Box<dyn Worker>, ActivateError>;
+    /// The driver has reset the device, and no worker has its queues: what was the driver's is gone. All else stays, such
+    /// as the tokens of a rate limiter. The default has nothing that was.
+    fn reset(&mut self) {}
+    /// What a driver has left here that neither the spec nor the queues say, while no worker has the queues. A device
+    /// without any such state has a section all the same: it says what is loaded where.
+    fn save(&self) -> Section;
+    /// Takes over what another device of the same spec has saved, before the first activation.
+    ///
+    /// # Errors
+    /// What is wrong with the section; then nothing was taken over.
+    fn load(&mut self, section: &Section) -> Result<(), LoadError>;
 }
 
 /// The half of a device that does its work, on an event loop.
@@ -107,7 +119,10 @@ pub trait Worker: Send {
     }
     /// One of them is readable. Does a bounded amount of work; if there is more, leaves a descriptor readable.
     fn ready(&mut self, token: Token) -> Result<(), DeviceError>;
-    /// Ends what is in flight and gives the queues back, each with its index, or says that it is not done yet.
+    /// Ends what is in flight and gives the queues back, each with its index, or says that it is not done yet. It loses
+    /// nothing: a chain that was not answered is in its queue again, whatever else the driver has here stays with the device,
+    /// and the next worker goes on where this one stopped. Past `deadline` the driver has asked for a reset, and nobody
+    /// needs the answers any more.
     fn drain(&mut self, deadline: Instant) -> Result<Vec<(u16, Queue)>, Busy>;
 }
 

@@ -7,6 +7,7 @@
 //! back unused. Invariant: every descriptor is read once, into [`Chain`], and only that copy is used.
 
 use super::{Interrupt, Memory};
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
@@ -67,7 +68,7 @@ pub enum QueueError {
 }
 
 /// What the driver wrote into a queue's registers: an allegation until [`QueueSetup::check`] has passed it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueueSetup {
     /// Descriptors.
     pub size: u32,

@@ -3,13 +3,17 @@
 //! Owns the driver's side of everything, well-behaved by default and as hostile as a test wants: any descriptor, any
 //! index, any register. [`Bench`] runs a worker in the test's own thread; [`drive`] talks to a transport's registers.
 
+#[cfg(test)]
+pub(crate) mod rig;
+
 use super::mmio::MmioTransport;
 use super::queue::{QueueSetup, Virtqueue};
 use super::{Activation, DeviceError, Interrupt, Memory, Token, VirtioDevice, Worker};
 use crate::devices::BusDevice;
 use crate::memory::Image;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
+use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
@@ -35,8 +39,13 @@ pub(crate) fn memory() -> Memory {
     Memory::new(&ram, &[image()]).unwrap()
 }
 
-/// The image alone.
+/// The image alone; the same each time: it is never unmapped, and nobody can change it.
 pub(crate) fn image() -> Image {
+    static IMAGE_OF_ALL: LazyLock<Image> = LazyLock::new(map_image);
+    IMAGE_OF_ALL.clone()
+}
+
+fn map_image() -> Image {
     let file = rustix::fs::memfd_create("image", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
     let bytes = usize::try_from(IMAGE_BYTES).unwrap();
     assert_eq!(rustix::io::write(&file, &vec![0xda; bytes]).unwrap(), bytes);
@@ -64,6 +73,12 @@ impl Ring {
             used: base + 0x3000,
         };
         Self { memory: memory.clone(), setup, size, next_descriptor: 0, available: 0, seen: 0 }
+    }
+
+    /// The same ring in a copy of the memory.
+    #[cfg(test)]
+    pub(crate) fn moved(self, memory: &Memory) -> Self {
+        Self { memory: memory.clone(), ..self }
     }
 
     /// Writes descriptor `index` of the table at `table`.
@@ -159,6 +174,7 @@ pub(crate) struct Bench {
     notifiers: Arc<[EventFd]>,
     epoll: Epoll,
     armed: Vec<Token>,
+    features: u64,
 }
 
 impl Bench {
@@ -194,20 +210,36 @@ impl Bench {
         };
         let worker = device.activate(activation).unwrap();
         let (epoll, armed) = (Epoll::new().unwrap(), Vec::new());
-        let mut bench = Self { memory, rings, worker, bell, dropped, notifiers, epoll, armed };
+        let mut bench = Self { memory, rings, worker, bell, dropped, notifiers, epoll, armed, features };
         bench.arm();
         bench
     }
 
     /// Takes the queues back, as a pause does, and lets a new worker of the device go on with them.
     pub(crate) fn pause_and_resume(&mut self, device: &mut dyn VirtioDevice) {
+        self.pause_for(device, std::time::Duration::ZERO);
+    }
+
+    /// The same, after some time.
+    pub(crate) fn pause_for(&mut self, device: &mut dyn VirtioDevice, time: std::time::Duration) {
         let drained = self.worker.drain(std::time::Instant::now()).unwrap();
-        let queue = |(index, queue)| {
+        std::thread::sleep(time);
+        self.go_on_with(device, drained);
+    }
+
+    /// Lets a new worker of the device go on with the queues that the last one gave back.
+    pub(crate) fn go_on_with(
+        &mut self,
+        device: &mut dyn VirtioDevice,
+        drained: Vec<(u16, virtio_queue::Queue)>,
+    ) {
+        let queue = |(index, queue): (u16, virtio_queue::Queue)| {
+            assert_eq!(queue.next_avail(), queue.next_used(), "nothing of queue {index} is in flight");
             let (notifiers, bell) = (self.notifiers.clone(), self.bell.clone());
             Some(Virtqueue::new(index, queue, self.memory.clone(), notifiers, bell))
         };
         let activation = Activation {
-            features: device.features(),
+            features: self.features,
             memory: self.memory.clone(),
             interrupt: self.bell.clone(),
             queues: drained.into_iter().map(queue).collect(),

@@ -2,7 +2,7 @@
 
 use super::{DATA, Device, HEADER, Place, Script, Seed, TABLE};
 use crate::devices::virtio::testkit::Ring;
-use crate::fuzz::input::{HOLE, LOW, MIDDLE};
+use crate::fuzz::input::{HOLE, LOW, MIDDLE, RING};
 use crate::fuzz::registers::op;
 use crate::fuzz::{hosts, script, sockets};
 use crate::memory::BLOCK;
@@ -278,6 +278,7 @@ pub(super) fn registers() -> Vec<Seed> {
     let features = writes(&[(0x70, 3), (0x24, 0), (0x20, u32::MAX), (0x70, 11), (0x70, 15)]);
     let beyond = writes(&[(0x24, 9), (0x20, 1), (0x70, 15)]);
     let (configure, short) = ([op::WRITE_WIDE, 4, 1, 4, 9, 9, 9, 9], [op::WRITE_WIDE, 0x70, 0, 2, 0, 0]);
+    let elsewhere = vec![op::PAUSE, op::TURN, op::TURN, op::MOVE];
     let header = [vec![op::MEMORY, LOW, 0, 0x10, 16, 1], vec![0; 15]].concat();
     let seeds: Vec<(&str, Vec<u8>)> = vec![
         ("block", then(0, &[offer])),
@@ -297,6 +298,22 @@ pub(super) fn registers() -> Vec<Seed> {
         ("09-no-such-queue", then(1, &[&kicks, offer])),
         ("15-widths", then(2, &[&wide, &short, &[op::WRITE_WIDE, 0xff, 0, 16], offer])),
         ("memory", then(0, &[&header, offer])),
+        ("20-paused", then(1, &[offer, &elsewhere, &[op::RESUME], offer])),
+        (
+            "20-paused-half-way",
+            [vec![2, op::NEGOTIATE], elsewhere.clone(), vec![op::QUEUES, op::RESUME]].concat(),
+        ),
+        (
+            "20-started-while-paused",
+            [
+                vec![0, op::PAUSE, op::NEGOTIATE, op::QUEUES],
+                write(0x70, 15),
+                elsewhere.clone(),
+                vec![op::RESUME],
+            ]
+            .concat(),
+        ),
+        ("20-reset-while-paused", then(0, &[&elsewhere, &reset, offer, &[op::RESUME], offer])),
     ];
     let seeds = seeds.into_iter().chain(unsound_queues());
     seeds.map(|(name, bytes)| (name.to_owned(), bytes)).collect()
@@ -317,4 +334,26 @@ fn unsound_queues() -> Vec<(&'static str, Vec<u8>)> {
         ("06-unaligned", negotiated(set_queue(64, table + 8, available, used))),
         ("06-no-queue", negotiated(write(0x70, 15))),
     ]
+}
+
+/// Every device as it was saved, and what may be wrong with that.
+pub(super) fn state() -> Vec<Seed> {
+    use crate::fuzz::state::op::{CUT, FLIP, INSERT, MEMORY, SET};
+    let edit = |operation: u8, place: u16, value: u8| {
+        let [low, high] = place.to_le_bytes();
+        vec![operation, low, high, value]
+    };
+    let names = ["block", "entropy", "balloon", "net", "vsock", "pmem", "fs", "console", "mem"];
+    let sound = names.iter().zip(0..).map(|(name, kind)| ((*name).to_owned(), vec![kind]));
+    let used = [vec![1, MEMORY, RING, 2, 0x30, 1, 9], vec![MEMORY, RING, 2, 0x20, 2, 0xff, 0xff]].concat();
+    let wrong = [
+        ("sound", vec![1]),
+        ("20-bit-flipped", [vec![0], edit(FLIP, 40, 3)].concat()),
+        ("20-truncated", [vec![4], edit(CUT, 60, 0)].concat()),
+        ("20-longer", [vec![3], edit(INSERT, 30, 7)].concat()),
+        ("20-newer", [vec![2], edit(SET, 13, 2)].concat()),
+        ("20-rings-contradict", used),
+    ];
+    let wrong = wrong.into_iter().map(|(name, bytes)| (name.to_owned(), bytes));
+    sound.chain(wrong).collect()
 }

@@ -7,7 +7,7 @@ use crate::fuzz::script::op;
 use crate::fuzz::{TARGETS, registers, seeds};
 
 /// The devices, in the order in which [`registers`] has them.
-const DEVICES: [&str; 8] = ["block", "entropy", "balloon", "net", "vsock", "pmem", "fs", "console"];
+const DEVICES: [&str; 9] = ["block", "entropy", "balloon", "net", "vsock", "pmem", "fs", "console", "mem"];
 
 fn attacks(target: &str, item: &str) -> Vec<(String, Vec<u8>)> {
     let mut attacks = seeds::of(target);
@@ -49,7 +49,7 @@ macro_rules! item {
         }
     };
     ($name:ident, $how:ident, $item:literal) => {
-        item!($name, $how, $item, block, net, vsock, entropy, balloon, pmem, fs, console);
+        item!($name, $how, $item, block, net, vsock, entropy, balloon, pmem, fs, console, mem);
     };
 }
 

@@ -12,6 +12,7 @@ mod worker;
 pub use statistics::Tell;
 
 use super::{ActivateError, Activation, DeviceKind, FEATURE_EVENT_IDX, VirtioDevice, Worker, read_from};
+use crate::state::{Format, LoadError, Section};
 use statistics::Polling;
 use std::io;
 use std::num::NonZeroU16;
@@ -33,6 +34,9 @@ const FEATURE_DEFLATE_ON_OOM: u64 = 1 << 2;
 const FEATURE_REPORTING: u64 = 1 << 5;
 /// Where `actual` lies in the configuration (5.5.4).
 const ACTUAL: std::ops::Range<usize> = 4..8;
+/// What is saved of it: the amount that the driver knows of, and what it said of it. What the guest is to do without is the
+/// spec's all the same.
+const FORMAT: Format = Format { id: "virtio-balloon", version: 1 };
 
 /// See the module.
 pub struct Balloon {
@@ -40,6 +44,8 @@ pub struct Balloon {
     /// `num_pages`, which the device sets, and `actual`, which the driver does.
     config: [u8; 8],
     polling: Option<Arc<Polling>>,
+    /// The amount that the driver knows of, as in the configuration: another one only between a load and the start.
+    known: [u8; ACTUAL.start],
 }
 
 impl Balloon {
@@ -54,8 +60,9 @@ impl Balloon {
             features |= FEATURE_REPORTING;
         }
         let mut config = [0; 8];
-        config[..4].copy_from_slice(&amount_mib.saturating_mul(PAGES_PER_MIB).to_le_bytes());
-        Self { features, config, polling: None }
+        let known = amount_mib.saturating_mul(PAGES_PER_MIB).to_le_bytes();
+        config[..ACTUAL.start].copy_from_slice(&known);
+        Self { features, config, polling: None, known }
     }
 
     /// Asks the guest for statistics every `interval` seconds, and hands each answer to `tell`. Makes a descriptor.
@@ -65,6 +72,18 @@ impl Balloon {
     pub fn with_statistics(self, interval: NonZeroU16, tell: Tell) -> io::Result<Self> {
         let polling = Some(Arc::new(Polling::new(interval, tell)?));
         Ok(Self { features: self.features | FEATURE_STATS, polling, ..self })
+    }
+
+    fn amount(&self) -> [u8; ACTUAL.start] {
+        let [amount @ .., _, _, _, _] = self.config;
+        amount
+    }
+
+    fn set_actual(&mut self, actual: [u8; ACTUAL.end - ACTUAL.start]) {
+        self.config[ACTUAL].copy_from_slice(&actual);
+        if let Some(polling) = &self.polling {
+            polling.actual.store(u32::from_le_bytes(actual), Ordering::Relaxed);
+        }
     }
 }
 
@@ -95,15 +114,33 @@ impl VirtioDevice for Balloon {
         if let Ok(actual) = <[u8; ACTUAL.end - ACTUAL.start]>::try_from(data)
             && offset == ACTUAL.start as u64
         {
-            self.config[ACTUAL].copy_from_slice(data);
-            if let Some(polling) = &self.polling {
-                polling.actual.store(u32::from_le_bytes(actual), Ordering::Relaxed);
-            }
+            self.set_actual(actual);
         }
     }
 
     fn activate(&mut self, activation: Activation) -> Result<Box<dyn Worker>, ActivateError> {
+        if self.known != self.amount() {
+            self.known = self.amount();
+            activation.interrupt.config();
+        }
         Ok(Box::new(BalloonWorker::new(activation, self.polling.as_ref())?))
+    }
+
+    /// A driver reads the amount when it starts.
+    fn reset(&mut self) {
+        self.known = self.amount();
+    }
+
+    fn save(&self) -> Section {
+        let [_, _, _, _, actual @ ..] = self.config;
+        FORMAT.section(&(self.known, actual))
+    }
+
+    fn load(&mut self, section: &Section) -> Result<(), LoadError> {
+        let (known, actual) = FORMAT.parse(section)?;
+        self.known = known;
+        self.set_actual(actual);
+        Ok(())
     }
 }
 

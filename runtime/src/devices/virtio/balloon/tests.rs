@@ -1,3 +1,4 @@
+mod state;
 mod statistics;
 
 use super::*;

@@ -14,6 +14,7 @@ use super::{
     ActivateError, Activation, DeviceKind, FEATURE_EVENT_IDX, FEATURE_INDIRECT, VirtioDevice, Worker,
     read_from,
 };
+use crate::state::{Format, LoadError, Section};
 use husk_protocol::spec::CacheType;
 use request::{Disk, SECTOR_BYTES};
 use std::fs::File;
@@ -30,6 +31,9 @@ const SEGMENTS: u32 = QUEUE_SIZE as u32 - 2;
 const SEGMENT_BYTES: u32 = 256 * 1024;
 /// Bytes of a drive's name that the guest can read.
 const ID_BYTES: usize = blk::VIRTIO_BLK_ID_BYTES as usize;
+
+/// What is saved of it: the capacity that the guest has seen, in sectors. A limiter is full again after a load.
+const FORMAT: Format = Format { id: "virtio-block", version: 1 };
 
 /// A file that cannot be a disk.
 #[derive(Debug, thiserror::Error)]
@@ -208,6 +212,16 @@ impl VirtioDevice for Block {
         let queues = std::iter::once(first).chain(activation.queues.into_iter().flatten()).collect();
         let gate = self.limit.clone().map(Gate::new);
         Ok(Box::new(worker::BlockWorker::new(queues, self.disk.clone(), gate, &activation.dropped)))
+    }
+
+    fn save(&self) -> Section {
+        FORMAT.section(&self.disk.sectors)
+    }
+
+    /// The guest goes on with file systems and partitions of the disk that it knows: another one is as large.
+    fn load(&mut self, section: &Section) -> Result<(), LoadError> {
+        let (was, is): (u64, _) = (FORMAT.parse(section)?, self.disk.sectors);
+        FORMAT.check(was == is, "capacity", was, format_args!("{is}, as the drive's file has"))
     }
 }
 

@@ -1,4 +1,5 @@
 mod limits;
+mod state;
 
 use super::*;
 use crate::devices::virtio::testkit::{Bench, LOW_END, NEXT, WRITE};

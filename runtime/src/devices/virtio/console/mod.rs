@@ -9,6 +9,7 @@ mod worker;
 
 use super::{ActivateError, Activation, DeviceKind, FEATURE_EVENT_IDX, Memory, VirtioDevice, Worker};
 use crate::console::Console;
+use crate::state::{Format, LoadError, Section};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,6 +20,9 @@ use worker::ConsoleWorker;
 const QUEUE_SIZE: u16 = 64;
 /// Most bytes in one request, twice what Linux takes from a program at once.
 const REQUEST_BYTES: usize = 64 << 10;
+
+/// What is saved of it: whether anything was printed.
+const FORMAT: Format = Format { id: "virtio-console", version: 1 };
 
 /// What the guest printed elsewhere before it had this device.
 pub type Earlier = fn(&Memory) -> Vec<u8>;
@@ -79,6 +83,16 @@ impl VirtioDevice for VirtioConsole {
 
     fn activate(&mut self, activation: Activation) -> Result<Box<dyn Worker>, ActivateError> {
         Ok(Box::new(ConsoleWorker::new(activation, Arc::clone(&self.printer))?))
+    }
+
+    fn save(&self) -> Section {
+        FORMAT.section(&self.printer.began.load(Ordering::Relaxed))
+    }
+
+    /// What came before the first words is not printed again.
+    fn load(&mut self, section: &Section) -> Result<(), LoadError> {
+        self.printer.began.store(FORMAT.parse(section)?, Ordering::Relaxed);
+        Ok(())
     }
 }
 

@@ -1,3 +1,5 @@
+mod state;
+
 use super::*;
 use crate::devices::virtio::testkit::{Bench, HIGH, LOW_END};
 use std::io::Read;

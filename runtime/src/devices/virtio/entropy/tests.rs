@@ -1,3 +1,5 @@
+mod state;
+
 use super::*;
 use crate::devices::virtio::gate::tests::{DAY, limit};
 use crate::devices::virtio::testkit::drive::until;

@@ -155,6 +155,24 @@ fn a_busy_worker_is_asked_again_and_drained_once() {
 }
 
 #[test]
+fn a_pause_is_patient_until_a_reset_follows() {
+    let (mut event_loop, handle) = EventLoop::new().unwrap();
+    event_loop.patience = Duration::ZERO;
+    let (mut busy, ..) = clerk();
+    busy.refusals = 100;
+    let diary = Arc::new(Diary::default());
+    let key = handle.run(Box::new(busy), diary.clone());
+    handle.pause(key);
+    (0..20).for_each(|_| assert!(event_loop.turn(0).unwrap().is_continue()));
+    assert!(diary.failures.lock().unwrap().is_empty() && diary.drained.lock().unwrap().is_empty());
+    handle.drain(key);
+    while diary.drained.lock().unwrap().is_empty() {
+        assert!(event_loop.turn(0).unwrap().is_continue());
+    }
+    assert!(diary.failures.lock().unwrap()[0].contains("ending the requests in flight"));
+}
+
+#[test]
 fn a_descriptor_that_cannot_be_watched_fails_its_worker_only() {
     with_loop(|handle| {
         let (mut blind, ..) = clerk();

@@ -4,6 +4,10 @@
 //! their headers and their lengths and nothing of files. Refuses, by an error in the guest's own request, what is longer
 //! than a message may be, what lies about its length, and everything once the server is gone. Invariant: no memory of the
 //! guest's is shared with the server; an answer goes only into the buffers of the request that it answers.
+//!
+//! What the guest has open is the server's to know, and is not saved: after a load the server is another, and what the guest
+//! had mounted is stale, as a network file system whose server forgot. The requests of before are not in flight then: a pause
+//! waits for their answers.
 
 mod link;
 mod message;
@@ -14,10 +18,11 @@ use super::{
     ActivateError, Activation, DeviceKind, FEATURE_EVENT_IDX, FEATURE_INDIRECT, VirtioDevice, Worker,
     read_from,
 };
+use crate::state::{Format, LoadError, Section};
 use link::Link;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Descriptors in each queue: a message of 32 pages and its headers, three times.
 const QUEUE_SIZE: u16 = 128;
@@ -25,6 +30,9 @@ const QUEUE_SIZE: u16 = 128;
 pub const TAG_BYTES: usize = 36;
 /// `virtio_fs_config`: the tag and the number of request queues.
 const CONFIG_BYTES: usize = TAG_BYTES + 4;
+
+/// What is saved of it: nothing.
+const FORMAT: Format = Format { id: "virtio-fs", version: 1 };
 
 /// See the module.
 pub struct Fs {
@@ -76,6 +84,19 @@ impl VirtioDevice for Fs {
     fn activate(&mut self, activation: Activation) -> Result<Box<dyn Worker>, ActivateError> {
         let gate = self.limit.clone().map(Gate::new);
         Ok(Box::new(worker::FsWorker::new(activation, Arc::clone(&self.link), gate)?))
+    }
+
+    /// What the driver had open is to be forgotten, before the next one's first message.
+    fn reset(&mut self) {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner).new_driver();
+    }
+
+    fn save(&self) -> Section {
+        FORMAT.section(&())
+    }
+
+    fn load(&mut self, section: &Section) -> Result<(), LoadError> {
+        FORMAT.parse_empty(section)
     }
 }
 

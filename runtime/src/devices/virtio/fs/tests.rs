@@ -1,3 +1,5 @@
+mod state;
+
 use super::message::LONGEST;
 use super::*;
 use crate::devices::virtio::testkit::{Bench, INDIRECT, LOW_END, NEXT, WRITE};
@@ -321,6 +323,7 @@ fn after_a_reset_the_server_forgets_and_late_answers_are_nobodys() {
     world.ask(0, 1, 64);
     let (_, late, _) = world.hears();
     assert_eq!(world.bench.worker.drain(Instant::now()).unwrap().len(), 2);
+    world.device.reset();
     world.bench = Bench::start(&mut world.device);
     world.says(&answer(20, 0, late, b"late"));
     let head = world.ask(0, 1, 64);

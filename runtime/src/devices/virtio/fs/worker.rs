@@ -67,8 +67,7 @@ impl FsWorker {
         gate: Option<Gate>,
     ) -> Result<Self, ActivateError> {
         let queues = [activation.take_queue(0)?, activation.take_queue(1)?];
-        let mut server = lock(&link);
-        server.new_driver();
+        let server = lock(&link);
         let mut events = vec![
             (Token(0), queues[0].kick().as_raw_fd()),
             (Token(1), queues[1].kick().as_raw_fd()),
@@ -289,7 +288,8 @@ impl Worker for FsWorker {
         self.signal()
     }
 
-    /// What the server still has after the deadline nobody waits for any more: its answers find no chain.
+    /// What the server still has after the deadline nobody waits for any more: its answers find no chain. Before that nothing
+    /// is given up: a request that the server has may have been done, and cannot be done twice.
     fn drain(&mut self, deadline: Instant) -> Result<Vec<(u16, Queue)>, Busy> {
         self.draining = true;
         if !self.pending.is_empty() && Instant::now() < deadline {

@@ -9,6 +9,7 @@ mod worker;
 
 use super::{ActivateError, Activation, DeviceKind, FEATURE_EVENT_IDX, VirtioDevice, Worker, read_from};
 use crate::memory::{BLOCK, Hotplug};
+use crate::state::{Format, LoadError, Section};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use worker::MemWorker;
@@ -17,6 +18,9 @@ use worker::MemWorker;
 const QUEUE_SIZE: u16 = 64;
 /// `VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE`: the driver does not even read what is not plugged.
 const FEATURE_UNPLUGGED_INACCESSIBLE: u64 = 1 << 1;
+/// What is saved of it: start and size of the region, in bytes, and the runs of plugged blocks, each as its first block and
+/// how many. What is asked for is the spec's, and what came after it.
+const FORMAT: Format = Format { id: "virtio-mem", version: 1 };
 
 /// How much the guest is asked to have plugged in, in bytes; a clone is the same number.
 #[derive(Debug, Clone)]
@@ -42,6 +46,8 @@ impl Requested {
 pub struct Mem {
     hotplug: Hotplug,
     requested: Requested,
+    /// Of what was loaded the driver may have heard that something else is asked for.
+    loaded: bool,
 }
 
 impl Mem {
@@ -49,7 +55,7 @@ impl Mem {
     #[must_use]
     pub fn new(hotplug: &Hotplug) -> Self {
         let requested = Requested { bytes: Arc::default(), most: hotplug.bytes() };
-        Self { hotplug: hotplug.clone(), requested }
+        Self { hotplug: hotplug.clone(), requested, loaded: false }
     }
 
     /// What the host changes.
@@ -93,7 +99,53 @@ impl VirtioDevice for Mem {
             return Err(ActivateError::FeatureMissing("VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE"));
         }
         let queue = activation.take_queue(0)?;
+        if std::mem::take(&mut self.loaded) {
+            activation.interrupt.config();
+        }
         Ok(Box::new(MemWorker::new(queue, activation.dropped, self.hotplug.clone(), self.requested())))
+    }
+
+    fn save(&self) -> Section {
+        FORMAT.section(&(self.hotplug.start(), self.hotplug.bytes(), self.hotplug.runs()))
+    }
+
+    /// The guest has the blocks in its page tables: they are plugged where they were, which the host may refuse. What is in
+    /// them is the memory's to load.
+    fn load(&mut self, section: &Section) -> Result<(), LoadError> {
+        let (start, bytes, runs): (u64, u64, Vec<(u64, u64)>) = FORMAT.parse(section)?;
+        let region = (self.hotplug.start(), self.hotplug.bytes());
+        FORMAT.check(
+            (start, bytes) == region,
+            "region",
+            format_args!("{start:#x}+{bytes:#x}"),
+            format_args!("{:#x}+{:#x}", region.0, region.1),
+        )?;
+        let mut next = Some(0);
+        for &(first, count) in &runs {
+            let behind =
+                next.filter(|&next| first >= next && count > 0).and_then(|_| first.checked_add(count));
+            let allowed = format_args!("ascending, and within {} blocks", bytes / BLOCK);
+            let inside = behind.is_some_and(|end| end <= bytes / BLOCK);
+            FORMAT.check(inside, "run of blocks", format_args!("{first}+{count}"), allowed)?;
+            // With a block between them, or they were one.
+            next = behind.and_then(|end| end.checked_add(1));
+        }
+        for (first, count) in runs {
+            let blocks = self.hotplug.blocks(start + first * BLOCK, count * BLOCK);
+            let plugged = blocks.is_some_and(|blocks| self.hotplug.plug(blocks).is_ok());
+            if !plugged {
+                self.hotplug.unplug_all();
+                self.hotplug.take_away();
+            }
+            FORMAT.check(
+                plugged,
+                "run of blocks",
+                format_args!("{first}+{count}"),
+                "as many as the host can map",
+            )?;
+        }
+        self.loaded = true;
+        Ok(())
     }
 }
 

@@ -1,3 +1,5 @@
+mod state;
+
 use super::*;
 use crate::devices::virtio::Token;
 use crate::devices::virtio::testkit::{Bench, HIGH_END, IMAGE, INDIRECT, LOW_END, NEXT, Ring, WRITE, memory};

@@ -1,10 +1,11 @@
 //! The virtio-mmio transport (virtio 1.2, 4.2): shows one device to the guest through a window of 4 KiB.
 //!
 //! Owns the device while it is inactive, its registers and its interrupt; hands queues to a worker at `DRIVER_OK` and
-//! takes them back at reset. Refuses queues that are not sound with `DEVICE_NEEDS_RESET`. Invariant: a vCPU thread
+//! takes them back at reset, and for a pause (`pause`). Refuses queues that are not sound with `DEVICE_NEEDS_RESET`. Invariant: a vCPU thread
 //! takes one short lock and never waits for a worker; a reset is over when the worker is gone, and the status register
 //! reads non-zero until then.
 
+mod pause;
 mod registers;
 
 use super::event_loop::{LoopHandle, Owner, WorkerKey};
@@ -13,10 +14,12 @@ use super::{
     ActivateError, Activation, DeviceError, DeviceKind, FEATURE_EVENT_IDX, Interrupt, Memory, VirtioDevice,
 };
 use crate::devices::BusDevice;
+pub use pause::NotPaused;
+use pause::Phase;
 use registers::{Effect, Registers};
 use std::io;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use virtio_bindings::virtio_mmio as mmio;
 use virtio_queue::Queue;
 use vmm_sys_util::eventfd::EventFd;
@@ -65,6 +68,9 @@ struct State {
     registers: Registers,
     device: Box<dyn VirtioDevice>,
     worker: Option<WorkerKey>,
+    phase: Phase,
+    /// Queues of a worker that was drained for a pause, or that were loaded: what the next one goes on with.
+    kept: Vec<(u16, Queue)>,
     failures: u64,
     last: Option<String>,
 }
@@ -81,6 +87,8 @@ pub struct MmioTransport {
     /// Of the configuration (4.2.2); another after each change, under the state's lock.
     generation: AtomicU32,
     state: Mutex<State>,
+    /// The phase has changed.
+    settled: Condvar,
 }
 
 impl MmioTransport {
@@ -98,6 +106,8 @@ impl MmioTransport {
             .collect::<Result<_, _>>()?;
         let kind = device.kind();
         let registers = Registers::new(kind.id(), device.features(), device.queue_sizes());
+        let (phase, kept) = (Phase::Running, Vec::new());
+        let state = State { registers, device, worker: None, phase, kept, failures: 0, last: None };
         Ok(Arc::new_cyclic(|this| Self {
             this: this.clone(),
             kind,
@@ -107,7 +117,8 @@ impl MmioTransport {
             notifiers: notifiers.into(),
             dropped: Arc::default(),
             generation: AtomicU32::new(0),
-            state: Mutex::new(State { registers, device, worker: None, failures: 0, last: None }),
+            state: Mutex::new(state),
+            settled: Condvar::new(),
         }))
     }
 
@@ -148,6 +159,14 @@ impl MmioTransport {
         }
     }
 
+    /// The queues that a worker has, or gets at the resume.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn running_queues(&self) -> Vec<QueueSetup> {
+        let state = self.lock();
+        let queues = state.registers.queues().filter(|(_, setup, _)| setup.ready && state.registers.runs());
+        queues.map(|(_, setup, _)| setup).collect()
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -159,11 +178,9 @@ impl MmioTransport {
                 // It fails only at 2^64 - 2 kicks: readable all the same.
                 let _ = self.notifiers[usize::from(index)].write(1);
             }
-            Effect::Activate => {
-                if let Err(error) = self.activate(state) {
-                    self.fail(state, error.to_string());
-                }
-            }
+            // One that is paused starts when it is resumed.
+            Effect::Activate if state.phase != Phase::Running => {}
+            Effect::Activate => self.start(state),
             Effect::Reset => match state.worker {
                 Some(key) => self.event_loop.drain(key),
                 None => self.finish_reset(state),
@@ -171,12 +188,27 @@ impl MmioTransport {
         }
     }
 
+    fn start(&self, state: &mut State) {
+        if let Err(error) = self.activate(state) {
+            self.fail(state, error.to_string());
+        }
+    }
+
     fn activate(&self, state: &mut State) -> Result<(), ActivateError> {
         let features = state.registers.acknowledged();
-        let event_idx = features & FEATURE_EVENT_IDX != 0;
+        let mut kept: Vec<_> = std::mem::take(&mut state.kept);
         let mut queues = Vec::with_capacity(self.notifiers.len());
         for (index, setup, max) in state.registers.queues() {
-            queues.push(if setup.ready { Some(self.queue(index, &setup, max, event_idx)?) } else { None });
+            let there = kept.iter().position(|(kept, _)| *kept == index);
+            let queue = match there.map(|place| kept.swap_remove(place).1) {
+                Some(queue) => Some(queue),
+                None if setup.ready => Some(self.queue(index, &setup, max, features)?),
+                None => None,
+            };
+            let (notifiers, interrupt) = (&self.notifiers, &self.interrupt);
+            queues.push(queue.map(|queue| {
+                Virtqueue::new(index, queue, self.memory.clone(), notifiers.clone(), interrupt.clone())
+            }));
         }
         let activation = Activation {
             features,
@@ -192,17 +224,9 @@ impl MmioTransport {
         Ok(())
     }
 
-    fn queue(
-        &self,
-        index: u16,
-        setup: &QueueSetup,
-        max: u16,
-        event_idx: bool,
-    ) -> Result<Virtqueue, ActivateError> {
-        let queue = setup
-            .check(max, event_idx, &self.memory)
-            .map_err(|source| ActivateError::Queue { index, source })?;
-        Ok(Virtqueue::new(index, queue, self.memory.clone(), self.notifiers.clone(), self.interrupt.clone()))
+    fn queue(&self, index: u16, setup: &QueueSetup, max: u16, features: u64) -> Result<Queue, ActivateError> {
+        let event_idx = features & FEATURE_EVENT_IDX != 0;
+        setup.check(max, event_idx, &self.memory).map_err(|source| ActivateError::Queue { index, source })
     }
 
     fn fail(&self, state: &mut State, message: String) {
@@ -213,8 +237,9 @@ impl MmioTransport {
     }
 
     fn finish_reset(&self, state: &mut State) {
-        state.worker = None;
+        state.kept.clear();
         state.registers.reset();
+        state.device.reset();
         self.interrupt.status.store(0, Ordering::SeqCst);
     }
 
@@ -274,11 +299,14 @@ impl Owner for MmioTransport {
         self.fail(&mut state, error.to_string());
     }
 
-    fn drained(&self, _queues: Vec<(u16, Queue)>) {
+    fn drained(&self, queues: Vec<(u16, Queue)>) {
         let mut state = self.lock();
+        state.worker = None;
+        state.kept = queues;
         if state.registers.is_resetting() {
             self.finish_reset(&mut state);
         }
+        self.settle(&mut state);
     }
 }
 

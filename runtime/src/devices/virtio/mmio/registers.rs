@@ -10,8 +10,11 @@
 //! └────────────────── reset done ◄── drained ◄── resetting ◄── 0 written ⇒ Reset
 //! ```
 
+mod saved;
+
 use crate::devices::virtio::FEATURE_VERSION_1;
 use crate::devices::virtio::queue::QueueSetup;
+pub(super) use saved::Saved;
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE as ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER as DRIVER,
     VIRTIO_CONFIG_S_DRIVER_OK as DRIVER_OK, VIRTIO_CONFIG_S_FAILED as FAILED,
@@ -92,6 +95,16 @@ impl Registers {
     /// Whether a worker runs, or would.
     pub(super) fn is_live(&self) -> bool {
         self.status & DRIVER_OK != 0 && !self.resetting
+    }
+
+    /// Whether a worker runs, and has not failed.
+    pub(super) fn runs(&self) -> bool {
+        self.is_live() && self.status & NEEDS_RESET == 0
+    }
+
+    /// Whether no driver has come yet, or the last one has reset the device.
+    pub(super) fn is_at_reset(&self) -> bool {
+        self.status == 0 && !self.resetting
     }
 
     pub(super) fn is_resetting(&self) -> bool {

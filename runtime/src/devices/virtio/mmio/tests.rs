@@ -3,12 +3,14 @@ use crate::devices::virtio::event_loop::EventLoop;
 use crate::devices::virtio::testkit::drive::{driver_ok, negotiate, read, set_queue, status, until, write};
 use crate::devices::virtio::testkit::{HIGH, HIGH_END, LOW_END, Ring, memory};
 use crate::devices::virtio::{Busy, Token, Worker, read_from};
+use crate::state::{Format, LoadError, Section};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 const NEEDS_RESET: u32 = 64;
+const ECHO: Format = Format { id: "echo", version: 1 };
 
 /// Answers every kick by giving one chain back; may refuse to drain.
 struct Echo {
@@ -42,6 +44,13 @@ impl VirtioDevice for Echo {
         let events = [(Token(0), queue.kick().as_raw_fd())];
         Ok(Box::new(EchoWorker { events, queue, busy: self.busy.clone() }))
     }
+    fn save(&self) -> Section {
+        ECHO.section(&self.config)
+    }
+    fn load(&mut self, section: &Section) -> Result<(), LoadError> {
+        self.config = ECHO.parse(section)?;
+        Ok(())
+    }
 }
 
 impl Worker for EchoWorker {
@@ -61,10 +70,10 @@ impl Worker for EchoWorker {
     }
 }
 
-struct Rig {
-    transport: Arc<MmioTransport>,
-    ring: Ring,
-    busy: Arc<AtomicBool>,
+pub(super) struct Rig {
+    pub(super) transport: Arc<MmioTransport>,
+    pub(super) ring: Ring,
+    pub(super) busy: Arc<AtomicBool>,
     activations: Arc<AtomicU32>,
     handle: LoopHandle,
     thread: Option<JoinHandle<()>>,
@@ -90,7 +99,7 @@ fn rig() -> Rig {
     Rig { transport, ring: Ring::new(&memory, 0, 64), busy, activations, handle, thread }
 }
 
-fn started() -> Rig {
+pub(super) fn started() -> Rig {
     let rig = rig();
     negotiate(&rig.transport);
     set_queue(&rig.transport, 0, &rig.ring.setup);

@@ -139,6 +139,11 @@ impl Receiver {
                     self.posted.push_back(posted);
                     room.append(pieces);
                 }
+                // Behind others that wait it waits too: chains that were taken and not used go back in their order.
+                _ if !self.posted.is_empty() => {
+                    self.queue.unpop(1);
+                    break;
+                }
                 _ => {
                     self.dropped += 1;
                     self.queue.add_used(self.chain.head, 0)?;

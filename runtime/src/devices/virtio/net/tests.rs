@@ -1,4 +1,5 @@
 mod limits;
+mod state;
 
 use super::frames::{MAC, arp, tcp, tcp_with};
 use super::*;

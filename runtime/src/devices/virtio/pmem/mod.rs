@@ -12,6 +12,7 @@ use super::{
     Worker, read_from,
 };
 use crate::memory::Image;
+use crate::state::{Format, LoadError, Section};
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::Instant;
 use virtio_queue::Queue;
@@ -19,6 +20,8 @@ use vm_memory::Permissions;
 
 /// Descriptors in the queue: Linux has one request, of two, at a time.
 const QUEUE_SIZE: u16 = 64;
+/// What is saved of it: where the guest has found the image, and its size, as in the configuration.
+const FORMAT: Format = Format { id: "virtio-pmem", version: 1 };
 /// Most requests for one event.
 const EVENT_REQUESTS: u32 = 64;
 /// Bytes of a request's type and of its result (5.19.6).
@@ -69,6 +72,17 @@ impl VirtioDevice for Pmem {
         let events = [(Token(0), queue.kick().as_raw_fd())];
         let budget = Budget { looks: EVENT_REQUESTS, cost: EVENT_REQUESTS.into() };
         Ok(Box::new(PmemWorker { events, requests: Service::new(queue, budget, activation.dropped) }))
+    }
+
+    fn save(&self) -> Section {
+        FORMAT.section(&self.config)
+    }
+
+    /// The guest has the image in its page tables: it has to be where it was, and as large.
+    fn load(&mut self, section: &Section) -> Result<(), LoadError> {
+        let config: [u8; 16] = FORMAT.parse(section)?;
+        let (is, was) = (u128::from_le_bytes(self.config), u128::from_le_bytes(config));
+        FORMAT.check(is == was, "size and address", format_args!("{was:#x}"), format_args!("{is:#x}"))
     }
 }
 

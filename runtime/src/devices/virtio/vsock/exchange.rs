@@ -10,6 +10,7 @@ use super::host::{Answer, HostSide, PATIENCE, Source};
 use super::packet::{Header, Key, Op, SHUT_BOTH, SHUT_RECEIVE, SHUT_SEND};
 use super::peers::{Peer, PeerId, Peers};
 use super::receive::Inbound;
+use super::streams::Streams;
 use crate::devices::virtio::queue::{Chain, Virtqueue};
 use crate::devices::virtio::{DeviceError, Memory};
 use rustix::net::{SendFlags, Shutdown};
@@ -61,6 +62,23 @@ impl Exchange {
             reset_untold: false,
             questions: BTreeMap::new(),
             dropped,
+        }
+    }
+
+    /// Takes over what another worker's driver has with the host.
+    pub(super) fn take_up(&mut self, streams: Streams) {
+        let Streams { peers, strays, questions, reset_untold } = streams;
+        (self.peers, self.strays) = (peers, strays);
+        (self.questions, self.reset_untold) = (questions, reset_untold);
+    }
+
+    /// Gives it away, for another worker.
+    pub(super) fn give_up(&mut self) -> Streams {
+        Streams {
+            peers: std::mem::take(&mut self.peers),
+            strays: std::mem::take(&mut self.strays),
+            questions: std::mem::take(&mut self.questions),
+            reset_untold: std::mem::take(&mut self.reset_untold),
         }
     }
 
@@ -117,13 +135,12 @@ impl Exchange {
             self.strays.push_back(request.reset());
             return;
         }
-        let mut peer = Peer::new(connection);
         if host.exec_port == Some(request.dst_port) {
             let Some(socket) = host.exec.take() else {
                 self.strays.push_back(request.reset());
                 return;
             };
-            if let Some(id) = self.peers.insert(peer) {
+            if let Some(id) = self.peers.insert(Peer::new(connection)) {
                 self.connect(host, id, socket);
             }
             return;
@@ -133,8 +150,8 @@ impl Exchange {
             self.strays.push_back(request.reset());
             return;
         };
+        let mut peer = Peer::new(connection).by(Instant::now() + PATIENCE);
         peer.request = Some(question);
-        peer.deadline = Some(Instant::now() + PATIENCE);
         if let Some(id) = self.peers.insert(peer) {
             self.questions.insert(question, id);
         }
@@ -142,8 +159,8 @@ impl Exchange {
 
     /// The host has a socket for a connection that the guest asked for.
     fn connect(&mut self, host: &mut HostSide, id: PeerId, socket: OwnedFd) {
+        self.peers.in_time(id);
         let Some(peer) = self.peers.get_mut(id) else { return };
-        peer.deadline = None;
         if host.watch(id, &socket).is_ok() {
             peer.socket = Some(socket);
             peer.connection.agree();
@@ -201,9 +218,9 @@ impl Exchange {
                 break key;
             }
         };
-        let mut peer = Peer::new(Connection::requested(key, host.guest_cid, self.peers.next_window()));
+        let connection = Connection::requested(key, host.guest_cid, self.peers.next_window());
+        let mut peer = Peer::new(connection).by(Instant::now() + PATIENCE);
         peer.owed_greeting = true;
-        peer.deadline = Some(Instant::now() + PATIENCE);
         host.set_timer(PATIENCE);
         let Some(id) = self.peers.insert(peer) else { return };
         if host.watch_on(id, &socket).is_err() {
@@ -216,8 +233,8 @@ impl Exchange {
 
     /// The guest agreed to the host's request.
     pub(super) fn established(&mut self, id: PeerId) {
+        self.peers.in_time(id);
         let Some(peer) = self.peers.get_mut(id) else { return };
-        peer.deadline = None;
         if !std::mem::take(&mut peer.owed_greeting) {
             return;
         }
@@ -234,17 +251,12 @@ impl Exchange {
     fn expire(&mut self, host: &mut HostSide) {
         host.timer_rang();
         let now = Instant::now();
-        let mut next = host.greetings.expire(now);
+        let greeting = host.greetings.expire(now);
         host.listen(true);
-        for id in self.peers.ids() {
-            let Some(deadline) = self.peers.get_mut(id).and_then(|peer| peer.deadline) else { continue };
-            if deadline <= now {
-                self.abandon(id);
-            } else {
-                next = Some(next.map_or(deadline, |next| next.min(deadline)));
-            }
+        while let Some(id) = self.peers.next_late(now) {
+            self.abandon(id);
         }
-        if let Some(next) = next {
+        if let Some(next) = greeting.into_iter().chain(self.peers.next_deadline()).min() {
             host.set_timer(next - now);
         }
     }

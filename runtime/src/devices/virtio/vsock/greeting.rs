@@ -5,7 +5,7 @@
 
 use rustix::net::RecvFlags;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Longest line, with its end.
 const MOST_BYTES: usize = 32;
@@ -74,6 +74,15 @@ impl Greetings {
         Some(guest.socket)
     }
 
+    /// So much time has passed that counts for nothing.
+    pub(super) fn put_off(&mut self, pause: Duration) {
+        for (_, guest) in &mut self.places {
+            if let Some(guest) = guest {
+                guest.deadline += pause;
+            }
+        }
+    }
+
     /// Drops those that were too slow; returns when the next one is, if there is one.
     pub(super) fn expire(&mut self, now: Instant) -> Option<Instant> {
         for (generation, guest) in &mut self.places {
@@ -114,7 +123,6 @@ mod tests {
     use super::*;
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
-    use std::time::Duration;
 
     #[test]
     fn lines_are_taken_as_firecracker_takes_them() {

@@ -7,6 +7,7 @@
 
 use super::greeting::{Greetings, MOST_GREETINGS};
 use super::peers::{Peer, PeerId};
+use super::streams::Streams;
 use super::{Ask, VsockHost};
 use rustix::net::SocketFlags;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
@@ -88,6 +89,8 @@ pub(super) struct HostSide {
     answers: Receiver<Answer>,
     wake: Arc<EventFd>,
     pub(super) greetings: Greetings,
+    /// While no worker has them, and since when.
+    parked: Option<(Streams, Instant)>,
     next_request: u32,
     next_port: u32,
 }
@@ -114,6 +117,7 @@ impl HostSide {
             answers,
             wake: wake.clone(),
             greetings: Greetings::default(),
+            parked: None,
             next_request: 0,
             next_port: FIRST_PORT,
         };
@@ -258,8 +262,23 @@ impl HostSide {
         self.timer_is_set = false;
     }
 
+    /// Keeps what a driver has with the host until the next worker.
+    pub(super) fn park(&mut self, streams: Streams) {
+        self.parked = Some((streams, Instant::now()));
+    }
+
+    /// What was kept.
+    pub(super) fn unpark(&mut self) -> Streams {
+        let Some((mut streams, since)) = self.parked.take() else { return Streams::default() };
+        let pause = since.elapsed();
+        streams.put_off(pause);
+        self.greetings.put_off(pause);
+        streams
+    }
+
     /// Forgets all that belongs to a driver that is gone.
     pub(super) fn reset(&mut self) {
+        self.parked = None;
         self.greetings = Greetings::default();
         self.listen(true);
         drop(self.answers());

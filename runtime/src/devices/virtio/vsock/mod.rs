@@ -4,6 +4,10 @@
 //! `CONNECT <port>`, the exec channel, and the way to ask husk for a connected socket. Refuses every other way into
 //! the host: the runtime opens nothing. Invariant: the guest's words are allegations; buffers, connections, questions
 //! and half-open handshakes are all bounded, and a guest that breaks the protocol loses its connection, nothing else.
+//!
+//! Connections outlive a worker: while the device is paused nothing is read or written, credit bounds what comes meanwhile,
+//! and deadlines stand still. They do not outlive the process: after a load the guest is told first of all that the transport
+//! was reset (5.10.6.7), so that it closes what it had.
 
 mod backlog;
 mod connection;
@@ -13,21 +17,27 @@ mod host;
 mod packet;
 mod peers;
 mod receive;
+mod streams;
 mod transmit;
 mod worker;
 
 use super::{ActivateError, Activation, DeviceKind, FEATURE_EVENT_IDX, VirtioDevice, Worker, read_from};
+use crate::state::{Format, LoadError, Section};
 use host::{Answer, HostSide};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use streams::Streams;
 use vmm_sys_util::eventfd::EventFd;
 
 /// Descriptors in the queues for receiving and sending, as the guest sees it.
 const DATA_QUEUE_SIZE: u16 = 128;
 /// Descriptors in the queue for events: as many as Linux posts.
 const EVENT_QUEUE_SIZE: u16 = 8;
+
+/// What is saved of it: nothing. Context id and ports are the spec's.
+const FORMAT: Format = Format { id: "virtio-vsock", version: 1 };
 
 /// Asks husk for a connected socket to a port: request number, port. It must not wait; false if it could not ask.
 pub type Ask = Box<dyn Fn(u32, u32) -> bool + Send>;
@@ -83,6 +93,10 @@ impl Vsock {
         let device = Self { config: guest_cid.to_le_bytes(), host: Arc::new(Mutex::new(side)) };
         Ok((device, VsockAnswers { answers, wake }))
     }
+
+    fn host(&self) -> MutexGuard<'_, HostSide> {
+        self.host.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl VirtioDevice for Vsock {
@@ -105,6 +119,21 @@ impl VirtioDevice for Vsock {
 
     fn activate(&mut self, activation: Activation) -> Result<Box<dyn Worker>, ActivateError> {
         Ok(Box::new(worker::VsockWorker::new(activation, self.host.clone())?))
+    }
+
+    /// Every connection was the driver's.
+    fn reset(&mut self) {
+        self.host().reset();
+    }
+
+    fn save(&self) -> Section {
+        FORMAT.section(&())
+    }
+
+    fn load(&mut self, section: &Section) -> Result<(), LoadError> {
+        FORMAT.parse_empty(section)?;
+        self.host().park(Streams::after_load());
+        Ok(())
     }
 }
 

@@ -2,23 +2,27 @@
 //!
 //! Owns every connection with its socket. Refuses more than [`MOST_PEERS`]. Invariant: an id names one connection for
 //! ever (a late event for a connection that is gone finds nothing), and what the guest may have buffered on the host
-//! is at most [`POOL_BYTES`] and [`LEAST_WINDOW`] for each connection.
+//! is at most [`POOL_BYTES`] and [`LEAST_WINDOW`] for each connection: 128 MiB. No step costs more where there are more
+//! connections, but for the logarithm of their number.
 
 use super::backlog::Backlog;
 use super::connection::{Connection, Phase};
 use super::packet::Key;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::OwnedFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-/// Most connections at a time, of either side's asking.
-pub(super) const MOST_PEERS: usize = 1024;
+/// Most connections at a time, of either side's asking. Each has a descriptor: the jailer's limit of open files leaves room
+/// for all of them.
+pub(super) const MOST_PEERS: usize = 8192;
 /// Window of a connection while there are few.
 const MOST_WINDOW: u32 = 1 << 20;
 /// Window of a connection while there are many.
-const LEAST_WINDOW: u32 = 32 << 10;
+const LEAST_WINDOW: u32 = 8 << 10;
 /// What all windows above the least come out of.
 const POOL_BYTES: u64 = 64 << 20;
+/// The part of what is left of the pool that one connection gets.
+const SHARE: u64 = 64;
 
 /// Names a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +52,7 @@ pub(super) struct Peer {
     /// The number under which husk was asked for the socket.
     pub(super) request: Option<u32>,
     /// When the connection has to be open.
-    pub(super) deadline: Option<Instant>,
+    deadline: Option<Instant>,
     /// Buffers of the guest's that the next read is offered.
     pub(super) appetite: usize,
     in_line: bool,
@@ -70,6 +74,12 @@ impl Peer {
             appetite: 2,
             in_line: false,
         }
+    }
+
+    /// It has to be open by `deadline`.
+    pub(super) fn by(mut self, deadline: Instant) -> Self {
+        self.deadline = Some(deadline);
+        self
     }
 
     /// Whether there is something for the guest that it can take, given a buffer.
@@ -95,6 +105,8 @@ pub(super) struct Peers {
     free: Vec<u32>,
     by_key: BTreeMap<Key, u32>,
     line: VecDeque<PeerId>,
+    /// Of the connections that are not open yet, the earliest first.
+    deadlines: BTreeSet<(Instant, u32)>,
     /// Sum of the windows above the least.
     promised: u64,
 }
@@ -102,7 +114,7 @@ pub(super) struct Peers {
 impl Peers {
     /// The window that the next connection gets: generous while there is much left.
     pub(super) fn next_window(&self) -> u32 {
-        let share = POOL_BYTES.saturating_sub(self.promised) / 16;
+        let share = POOL_BYTES.saturating_sub(self.promised) / SHARE;
         u32::try_from(share).unwrap_or(MOST_WINDOW).clamp(LEAST_WINDOW, MOST_WINDOW)
     }
 
@@ -126,6 +138,7 @@ impl Peers {
             u32::try_from(self.slots.len() - 1).ok()
         })?;
         self.by_key.insert(key, index);
+        self.deadlines.extend(peer.deadline.map(|deadline| (deadline, index)));
         let slot = self.slots.get_mut(index as usize)?;
         slot.peer = Some(peer);
         Some(PeerId { index, generation: slot.generation })
@@ -136,6 +149,9 @@ impl Peers {
         let peer = slot.peer.take()?;
         slot.generation = (slot.generation + 1) & 0xff_ffff;
         self.by_key.remove(&peer.connection.key());
+        if let Some(deadline) = peer.deadline {
+            self.deadlines.remove(&(deadline, id.index));
+        }
         self.free.push(id.index);
         self.promised = self.promised.saturating_sub(extra(&peer));
         Some(peer)
@@ -150,8 +166,40 @@ impl Peers {
         Some(PeerId { index, generation: self.slots.get(index as usize)?.generation })
     }
 
-    pub(super) fn ids(&self) -> Vec<PeerId> {
-        self.by_key.values().filter_map(|&index| self.id_at(index)).collect()
+    /// The connection is open, or over: it has no deadline any more.
+    pub(super) fn in_time(&mut self, id: PeerId) {
+        let deadline = self.get_mut(id).and_then(|peer| peer.deadline.take());
+        if let Some(deadline) = deadline {
+            self.deadlines.remove(&(deadline, id.index));
+        }
+    }
+
+    /// Takes the deadline of one that is too late, if there is one.
+    pub(super) fn next_late(&mut self, now: Instant) -> Option<PeerId> {
+        let &(deadline, index) = self.deadlines.first()?;
+        if deadline > now {
+            return None;
+        }
+        self.deadlines.pop_first();
+        let id = self.id_at(index)?;
+        self.get_mut(id)?.deadline = None;
+        Some(id)
+    }
+
+    /// The earliest deadline.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.deadlines.first().map(|(deadline, _)| *deadline)
+    }
+
+    /// So much time has passed that counts for nothing.
+    pub(super) fn put_off(&mut self, pause: Duration) {
+        for (deadline, index) in std::mem::take(&mut self.deadlines) {
+            let deadline = deadline + pause;
+            if let Some(peer) = self.slots.get_mut(index as usize).and_then(|slot| slot.peer.as_mut()) {
+                peer.deadline = Some(deadline);
+                self.deadlines.insert((deadline, index));
+            }
+        }
     }
 
     fn id_at(&self, index: u32) -> Option<PeerId> {
@@ -191,6 +239,14 @@ impl Peers {
     }
 }
 
+/// Bytes that a connection takes here while nothing is on its way, about: its slot, and its places in table, line and set.
+#[cfg(test)]
+pub(super) const BYTES_EACH: usize = size_of::<Slot>()
+    + size_of::<(Key, u32)>()
+    + size_of::<PeerId>()
+    + size_of::<(Instant, u32)>()
+    + size_of::<u32>();
+
 fn extra(peer: &Peer) -> u64 {
     u64::from(peer.connection.window().saturating_sub(LEAST_WINDOW))
 }
@@ -206,17 +262,17 @@ mod tests {
     #[test]
     fn windows_shrink_before_memory_does() {
         let mut peers = Peers::default();
-        let mut total = 0;
+        let (mut total, mut ids) = (0, Vec::new());
         assert_eq!(peers.next_window(), MOST_WINDOW);
         for port in 0..u32::try_from(MOST_PEERS).unwrap() {
             let window = peers.next_window();
             total += u64::from(window);
-            peers.insert(peer(port, window)).unwrap();
+            ids.push(peers.insert(peer(port, window)).unwrap());
         }
         assert_eq!(peers.next_window(), LEAST_WINDOW);
         assert!(total <= POOL_BYTES + MOST_PEERS as u64 * u64::from(LEAST_WINDOW), "{total}");
         assert!(peers.insert(peer(9999, LEAST_WINDOW)).is_none());
-        for id in peers.ids() {
+        for id in ids {
             peers.remove(id).unwrap();
         }
         assert_eq!((peers.len(), peers.promised, peers.next_window()), (0, 0, MOST_WINDOW));
@@ -234,6 +290,26 @@ mod tests {
         assert!(peers.remove(first).is_none());
         assert!(peers.get_mut(second).is_some());
         assert_eq!(peers.find(Key { host_port: 1, guest_port: 2 }), Some(second));
+    }
+
+    #[test]
+    fn the_late_come_out_in_order_and_once() {
+        let mut peers = Peers::default();
+        let now = Instant::now();
+        let at = |seconds| now + Duration::from_secs(seconds);
+        let ids: Vec<_> = [3, 1, 2, 1]
+            .iter()
+            .zip(0..)
+            .map(|(&time, port)| peers.insert(peer(port, 1).by(at(time))).unwrap())
+            .collect();
+        assert_eq!((peers.next_late(now), peers.next_deadline()), (None, Some(at(1))));
+        peers.in_time(ids[1]);
+        peers.remove(ids[2]).unwrap();
+        assert_eq!((peers.next_late(at(2)), peers.next_late(at(2))), (Some(ids[3]), None));
+        peers.put_off(Duration::from_secs(10));
+        assert_eq!((peers.next_late(at(12)), peers.next_deadline()), (None, Some(at(13))));
+        assert_eq!((peers.next_late(at(13)), peers.next_deadline()), (Some(ids[0]), None));
+        assert!(peers.remove(ids[0]).is_some(), "it is still there: being late is for the caller to judge");
     }
 
     #[test]

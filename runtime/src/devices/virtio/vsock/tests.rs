@@ -2,6 +2,8 @@
 
 mod guest;
 mod hostile;
+mod many;
+mod state;
 
 use super::packet::{Op, SHUT_BOTH, SHUT_SEND};
 use super::*;
@@ -326,7 +328,7 @@ fn a_transport_reset_ends_everything_and_is_told_when_it_can_be() {
 }
 
 #[test]
-fn a_drained_device_closes_connections_and_serves_its_next_driver() {
+fn a_device_that_is_reset_closes_connections_and_serves_its_next_driver() {
     let dir = std::env::temp_dir().join(format!("husk-vsock-drain-{}", std::process::id()));
     let listener = UnixListener::bind(&dir).unwrap();
     let (near, mut far) = UnixStream::pair().unwrap();
@@ -338,6 +340,7 @@ fn a_drained_device_closes_connections_and_serves_its_next_driver() {
     first.say(Op::Request, PORTS);
     let queues = first.bench.worker.drain(std::time::Instant::now()).unwrap();
     assert_eq!(queues.iter().map(|(index, _)| *index).collect::<Vec<_>>(), [0, 1, 2]);
+    device.reset();
     assert_eq!(far.read(&mut [0]).unwrap(), 0);
     let bench = Bench::start(&mut device);
     let mut second = Guest { bench, inbox: Vec::new(), buffers: vec![0; 128], consumed: 0 };

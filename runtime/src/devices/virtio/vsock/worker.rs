@@ -34,11 +34,14 @@ impl VsockWorker {
         let receive = activation.take_queue(RECEIVE)?;
         let transmit = activation.take_queue(TRANSMIT)?;
         let event = activation.take_queue(EVENT).ok();
-        let mut events = vec![(HOST, host.lock().unwrap_or_else(PoisonError::into_inner).epoll_fd())];
+        let mut side = host.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut events = vec![(HOST, side.epoll_fd())];
         for queue in [Some(&receive), Some(&transmit), event.as_ref()].into_iter().flatten() {
             events.push((Token(queue.index().into()), queue.kick().as_raw_fd()));
         }
-        let exchange = Exchange::new(activation.memory, receive, transmit, event, activation.dropped);
+        let mut exchange = Exchange::new(activation.memory, receive, transmit, event, activation.dropped);
+        exchange.take_up(side.unpark());
+        drop(side);
         Ok(Self { events, host, exchange })
     }
 
@@ -98,7 +101,7 @@ impl Worker for VsockWorker {
 
     fn drain(&mut self, _deadline: Instant) -> Result<Vec<(u16, Queue)>, Busy> {
         let mut host = self.host.lock().unwrap_or_else(PoisonError::into_inner);
-        self.exchange.reset(&mut host);
+        host.park(self.exchange.give_up());
         let mut queues = vec![self.exchange.inbound.queue.take(), self.exchange.outbound.take()];
         queues.extend(self.exchange.events.as_mut().map(Virtqueue::take));
         Ok(queues)
