@@ -4,12 +4,16 @@
 //! `resources` have let pass but what the host refuses. Invariant: [`Machine::build`] never writes guest memory and runs
 //! nothing; what is written into the machine comes after, by `boot` (or, one day, from a snapshot).
 
+mod drives;
+
+pub use drives::Drives;
+
 use crate::arch::{self, Slot, VcpuSetup};
 use crate::confine::{self, ConfineError};
 use crate::console::{self, Console};
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::{Balloon, Tell};
-use crate::devices::virtio::block::{Block, BlockError};
+use crate::devices::virtio::block::BlockError;
 use crate::devices::virtio::console::VirtioConsole;
 use crate::devices::virtio::entropy::Entropy;
 use crate::devices::virtio::event_loop::{EventLoop, LoopHandle};
@@ -25,8 +29,7 @@ use crate::kvm::{Hypervisor, KvmError, Vm};
 use crate::memory::{self, DeviceMemory, GuestMemory, Image, MemoryError};
 use crate::resources::DeviceFiles;
 use crate::spec::{
-    BalloonSpec, BucketSpec, DeviceSpec, DriveSpec, LimiterSpec, MachineSpec, NetworkSpec, PmemSpec,
-    VolumeSpec,
+    BalloonSpec, BucketSpec, DeviceSpec, LimiterSpec, MachineSpec, NetworkSpec, PmemSpec, VolumeSpec,
 };
 use crate::vcpu::{self, Buses, Exits, Vcpu, VcpuHandle};
 use husk_seccomp::Role;
@@ -136,6 +139,7 @@ pub struct Machine {
     reset: EventFd,
     console: Arc<Console>,
     vsock: Option<VsockAnswers>,
+    drives: Drives,
     /// Kept for as long as the machine: closing it would end it.
     _vm: Vm,
     _hypervisor: Hypervisor,
@@ -160,20 +164,20 @@ impl Machine {
         let ports = Arc::new(ports(&vm, &console, &reset)?);
         let loops = vec![Loop { role: Role::Device, thread: "husk-device".into(), event_loop }];
         let (mmio, slots) = (Bus::new(), Vec::new());
-        let mut virtio = Virtio { vm: &vm, memory: &seen, workers, loops, mmio, slots };
+        let drives = Drives::new().map_err(descriptor("drives"))?;
+        let mut virtio = Virtio { vm: &vm, memory: &seen, workers, loops, mmio, slots, drives };
         let mut vsock = None;
-        let (mut drives, mut taps) = (files.drives.into_iter(), files.taps.into_iter());
-        let mut images = images.iter();
-        let mut volumes = files.volumes.into_iter();
+        let (mut disks, mut taps) = (files.drives.into_iter(), files.taps.into_iter());
+        let (mut images, mut volumes) = (images.iter(), files.volumes.into_iter());
         let mut streams = Some((files.exec, files.vsock_listener, ask));
         for device in spec.device_specs() {
             let name = device.name();
             let mut workers = virtio.workers.clone();
             let device: Box<dyn VirtioDevice> = match device {
                 DeviceSpec::Drive(drive) => {
-                    let file = next_of(&mut drives, &name)?;
-                    workers = virtio.drive_loop().map_err(descriptor(&name))?;
-                    Box::new(disk(drive, file)?.with_limit(limit(drive.limiter(), &name)?))
+                    let (disk, own) = virtio.drive(drive, next_of(&mut disks, &name)?, &name)?;
+                    workers = own;
+                    Box::new(disk)
                 }
                 DeviceSpec::Network(card) => {
                     let tap = next_of(&mut taps, &name)?;
@@ -193,7 +197,7 @@ impl Machine {
             };
             virtio.add(device, &name, workers)?;
         }
-        let Virtio { mmio, slots, loops, .. } = virtio;
+        let Virtio { mmio, slots, loops, drives, .. } = virtio;
         let buses = Buses { ports, mmio: Arc::new(mmio) };
         let exits = Arc::new(Exits::new().map_err(descriptor("vCPUs"))?);
         let (vcpus, handles) = make_vcpus(vcpus, &buses, &exits);
@@ -208,6 +212,7 @@ impl Machine {
             reset,
             console,
             vsock,
+            drives,
             _vm: vm,
             _hypervisor: hypervisor,
         })
@@ -263,6 +268,12 @@ impl Machine {
         }
     }
 
+    /// Its drives, for who changes them.
+    #[must_use]
+    pub fn drives(&self) -> &Drives {
+        &self.drives
+    }
+
     /// Makes the device thread, a thread a drive and the vCPU threads, each confined; the vCPUs wait. Once.
     ///
     /// # Errors
@@ -298,12 +309,6 @@ fn socket_host(
     // Only a vsock with a path on the host has other ports to ask husk for.
     let ask = listener.is_some().then_some(ask);
     VsockHost { exec: spec.exec().map(|exec| exec.port()).zip(exec), listener, ask }
-}
-
-fn disk(drive: &DriveSpec, file: File) -> Result<Block, MachineError> {
-    let block = Block::of_part(file, drive.part(), drive.id(), drive.is_read_only(), drive.cache());
-    let block = block.map_err(|source| MachineError::Drive { id: drive.id().into(), source })?;
-    Ok(block.with_queues(drive.queues()))
 }
 
 /// What has come along for `device`.
@@ -380,18 +385,10 @@ struct Virtio<'a> {
     loops: Vec<Loop>,
     mmio: Bus,
     slots: Vec<Slot>,
+    drives: Drives,
 }
 
 impl Virtio<'_> {
-    /// A loop for one drive alone: a disk that hangs stops nobody else.
-    fn drive_loop(&mut self) -> io::Result<LoopHandle> {
-        let (event_loop, drive) = EventLoop::new()?;
-        // The first loop is the devices'.
-        let thread = format!("husk-blk{}", self.loops.len() - 1);
-        self.loops.push(Loop { role: Role::Block, thread, event_loop });
-        self.workers.watching(drive)
-    }
-
     fn add(
         &mut self,
         device: Box<dyn VirtioDevice>,

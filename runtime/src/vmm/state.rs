@@ -3,7 +3,7 @@
 //! Invariant: [`admit`] is a pure function of state and request; nothing else decides.
 
 use crate::control::Received;
-use husk_protocol::control::ToCell;
+use husk_protocol::control::{Change, ToCell};
 use husk_protocol::spec::RawSpec;
 use std::os::fd::OwnedFd;
 
@@ -30,6 +30,15 @@ pub enum Request {
     },
     /// End it.
     Stop,
+    /// Change it while it runs.
+    Change {
+        /// Which request.
+        request: u32,
+        /// What.
+        change: Change,
+        /// The files that it names.
+        descriptors: Vec<OwnedFd>,
+    },
     /// The answer about a guest's connection to the host.
     VsockConnected {
         /// Which connection.
@@ -46,6 +55,7 @@ impl From<Received> for Request {
         match message {
             ToCell::Start { spec } => Self::Start { spec, descriptors },
             ToCell::Stop => Self::Stop,
+            ToCell::Change { request, change } => Self::Change { request, change, descriptors },
             ToCell::VsockConnected { request, connected } => {
                 let stream = descriptors.into_iter().next().filter(|_| connected);
                 Self::VsockConnected { request, stream }
@@ -61,8 +71,8 @@ pub enum Refused {
     #[error("start: the machine is {0:?} already; it is started once")]
     Started(State),
     /// There is no machine yet.
-    #[error("vsock_connected: no machine runs")]
-    NoMachine,
+    #[error("{0}: no machine runs")]
+    NoMachine(&'static str),
 }
 
 /// The state that `request` leads to from `state`.
@@ -74,14 +84,17 @@ pub fn admit(state: State, request: &Request) -> Result<State, Refused> {
         (State::Waiting, Request::Start { .. }) => Ok(State::Running),
         (_, Request::Start { .. }) => Err(Refused::Started(state)),
         (_, Request::Stop) => Ok(State::Ended),
-        (State::Running, Request::VsockConnected { .. }) => Ok(State::Running),
-        (State::Waiting | State::Ended, Request::VsockConnected { .. }) => Err(Refused::NoMachine),
+        (State::Running, Request::VsockConnected { .. } | Request::Change { .. }) => Ok(State::Running),
+        (_, Request::VsockConnected { .. }) => Err(Refused::NoMachine("vsock_connected")),
+        (_, Request::Change { .. }) => Err(Refused::NoMachine("change")),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use husk_protocol::control::DriveChange;
+    use husk_protocol::spec::FileRef;
 
     fn start() -> Request {
         Request::Start { spec: Box::default(), descriptors: Vec::new() }
@@ -89,6 +102,11 @@ mod tests {
 
     fn answer() -> Request {
         Request::VsockConnected { request: 1, stream: None }
+    }
+
+    fn change() -> Request {
+        let drive = DriveChange { drive_id: "data".into(), path_on_host: FileRef::Fd(0) };
+        Request::Change { request: 1, change: Change::Drive(drive), descriptors: Vec::new() }
     }
 
     #[test]
@@ -100,9 +118,11 @@ mod tests {
         for state in [Waiting, Running, Ended] {
             assert_eq!(admit(state, &Request::Stop), Ok(Ended));
         }
-        assert_eq!(admit(Waiting, &answer()), Err(Refused::NoMachine));
-        assert_eq!(admit(Running, &answer()), Ok(Running));
-        assert_eq!(admit(Ended, &answer()), Err(Refused::NoMachine));
+        for (name, request) in [("vsock_connected", answer()), ("change", change())] {
+            assert_eq!(admit(Waiting, &request), Err(Refused::NoMachine(name)));
+            assert_eq!(admit(Running, &request), Ok(Running));
+            assert_eq!(admit(Ended, &request), Err(Refused::NoMachine(name)));
+        }
     }
 
     #[test]

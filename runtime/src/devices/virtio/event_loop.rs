@@ -48,6 +48,7 @@ pub struct WorkerKey(u32);
 enum Command {
     Run { key: WorkerKey, worker: Box<dyn Worker>, owner: Arc<dyn Owner> },
     Drain { key: WorkerKey },
+    Call(Box<dyn FnOnce() + Send>),
     Stop,
 }
 
@@ -86,6 +87,11 @@ impl LoopHandle {
     /// channel.
     pub fn drain(&self, key: WorkerKey) {
         self.send(Command::Drain { key });
+    }
+
+    /// Has `call` run on the loop's thread, between two events.
+    pub fn call(&self, call: Box<dyn FnOnce() + Send>) {
+        self.send(Command::Call(call));
     }
 
     /// Ends the loop.
@@ -187,6 +193,7 @@ impl EventLoop {
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::Stop => return ControlFlow::Break(()),
+                Command::Call(call) => call(),
                 Command::Run { key, worker, owner } => self.adopt(key, worker, owner),
                 Command::Drain { key } => {
                     if let Some(slot) = self.slots.get_mut(&key) {

@@ -1,4 +1,5 @@
 mod limits;
+mod ring;
 
 use super::*;
 use crate::devices::virtio::testkit::{Bench, LOW_END, NEXT, WRITE};

@@ -207,8 +207,7 @@ impl MmioTransport {
     fn read_register(&self, offset: u32) -> u32 {
         match offset {
             mmio::VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt.status.load(Ordering::SeqCst),
-            // No device's configuration changes yet.
-            mmio::VIRTIO_MMIO_CONFIG_GENERATION => 0,
+            mmio::VIRTIO_MMIO_CONFIG_GENERATION => self.lock().device.config_generation(),
             _ => self.lock().registers.read(offset),
         }
     }
