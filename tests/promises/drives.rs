@@ -232,6 +232,46 @@ fn a_drive_with_a_ring_keeps_what_is_written() {
     assert_eq!(format!("up\n{}", again.text()), outcome.text());
 }
 
+/// The host's io_uring turned off for processes without privilege, such as a runtime, until this is dropped.
+struct NoRings(String);
+
+impl NoRings {
+    const SETTING: &str = "/proc/sys/kernel/io_uring_disabled";
+
+    /// `None` where the kernel has no such setting.
+    fn new() -> Option<Self> {
+        let before = std::fs::read_to_string(Self::SETTING).ok()?;
+        std::fs::write(Self::SETTING, "1").unwrap();
+        Some(Self(before))
+    }
+}
+
+impl Drop for NoRings {
+    fn drop(&mut self) {
+        std::fs::write(Self::SETTING, self.0.trim()).unwrap();
+    }
+}
+
+#[test]
+fn where_the_host_gives_no_io_uring_a_drive_does_without_and_it_is_told() {
+    let scratch = Scratch::new();
+    let disk = scratch.name("disk.ext4");
+    ext4(&disk, 16);
+    let Some(_off) = NoRings::new() else { husk_tests::skip!("no kernel.io_uring_disabled here") };
+    let drive = format!("{disk}:/data:rw,async");
+    let command = ["sh", "-c", "echo up; echo kept > /data/x; cat /data/x; sleep 2"];
+    let husk = Husk::run(&["--json", "--drive", &drive], &command).spawn().up();
+    assert!(!has_ring());
+    let outcome = husk.finish().expect_status(0);
+    assert_eq!(outcome.text(), "up\nkept\n");
+    let degraded = outcome.json()["degraded"].clone();
+    assert!(
+        degraded[0].as_str().is_some_and(|line| line.contains("drive \"husk-drive0\": no io_uring")),
+        "{degraded}"
+    );
+    assert_clean(&disk);
+}
+
 #[test]
 fn another_file_takes_a_drives_place_while_the_guest_runs() {
     // Of each disk its sectors and its first four bytes; then, where it says so, something is written to both.
