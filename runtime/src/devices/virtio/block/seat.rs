@@ -37,8 +37,8 @@ pub enum ExchangeError {
     /// It was opened for less than the drive needs.
     #[error("the new file is not open for {0}")]
     Access(&'static str),
-    /// There is one already.
-    #[error("another file is about to take its place; ask again when that has been answered")]
+    /// There is one already, or was, and the drive's thread has not come to it.
+    #[error("it has not come to the last file that it was given; ask again later")]
     Busy,
     /// It is not a file of its own.
     #[error("it is a part of a file, and not one of its own")]
@@ -103,6 +103,8 @@ struct State {
     /// The disk is a part of its file.
     part: bool,
     wish: Option<Wish>,
+    /// A file is on its way to the drive's thread, though its wish may have been taken back meanwhile.
+    on_the_way: bool,
 }
 
 /// See the module; shared by the device, its worker and who changes it.
@@ -116,7 +118,16 @@ impl Seat {
     pub(super) fn new(disk: Disk, config: [u8; CONFIG_BYTES], part: bool) -> io::Result<Self> {
         let bell = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
         let disk = Arc::new(disk);
-        let state = State { disk, config, generation: 0, ring: None, taken: false, part, wish: None };
+        let state = State {
+            disk,
+            config,
+            generation: 0,
+            ring: None,
+            taken: false,
+            part,
+            wish: None,
+            on_the_way: false,
+        };
         Ok(Self { state: Mutex::new(state), bell })
     }
 
@@ -228,9 +239,11 @@ impl Exchange {
         if state.part {
             return Err(ExchangeError::Part);
         }
-        if state.wish.is_some() {
+        // However long its thread hangs, and however often it is asked, one file waits for it.
+        if state.wish.is_some() || state.on_the_way {
             return Err(ExchangeError::Busy);
         }
+        state.on_the_way = true;
         state.wish = Some(Wish { number, file: None, answers: Arc::clone(answers) });
         drop(state);
         let seat = Arc::clone(&self.seat);
@@ -258,6 +271,7 @@ impl Seat {
         let read_only = self.lock().disk.read_only;
         let found = sectors(&file, read_only);
         let mut state = self.lock();
+        state.on_the_way = false;
         // It may have been taken back meanwhile.
         let Some(wish) = state.wish.as_mut().filter(|wish| wish.number == number) else { return };
         match found {

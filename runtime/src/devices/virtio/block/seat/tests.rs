@@ -145,6 +145,10 @@ fn a_wish_that_was_taken_back_changes_nothing_however_late() {
     assert!(matches!(rig.exchange.wish(file(512, 3), 2, &rig.answers), Err(ExchangeError::Busy)));
     // The thread has not looked at the file yet.
     assert!(rig.exchange.withdraw(1) && !rig.exchange.withdraw(1));
+    for number in 10..20 {
+        let refused = rig.exchange.wish(file(512, 3), number, &rig.answers);
+        assert!(matches!(refused, Err(ExchangeError::Busy)), "a thread that hangs keeps one file, not many");
+    }
     rig.thread();
     bench.settle();
     assert_eq!((rig.sectors(), read(&mut bench)[0], rig.answers.take().len()), (8, 1, 0));
