@@ -54,7 +54,7 @@ pub(crate) const RULES: &[Rule] = &[
     ),
     when(
         "mmap",
-        &[within(1, VCPU_PAGES), within(2, PROT_READ_WRITE), is_long(3, MAP_SHARED)],
+        &[within(1, SHARED_PAGES), within(2, PROT_READ_WRITE), is_long(3, MAP_SHARED)],
         "the vCPUs' shared pages; too small for a file of any worth",
     ),
     when(
@@ -78,7 +78,7 @@ pub(crate) const RULES: &[Rule] = &[
     when("io_uring_register", &[is(1, IORING_REGISTER_ENABLE_RINGS)], "from now on it does"),
     when(
         "mmap",
-        &[within(1, RING_PAGES), within(2, PROT_READ_WRITE), is_long(3, MAP_SHARED_POPULATE)],
+        &[within(1, SHARED_PAGES), within(2, PROT_READ_WRITE), is_long(3, MAP_SHARED_POPULATE)],
         "a ring's queues; too small for a file of any worth",
     ),
     when("madvise", &[is(2, MADV_HUGEPAGE)], "guest memory in transparent huge pages"),

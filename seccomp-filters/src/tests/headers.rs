@@ -122,6 +122,8 @@ fn requests_of_aarch64_are_encoded_as_the_headers_do() {
 #[test]
 fn registrations_of_a_ring_are_the_headers() {
     use rustix::io_uring::IoringRegisterOp as Op;
+    // 128 requests of 64 bytes; what completes has less.
+    const { assert!(SHARED_PAGES > 128 * 64, "a ring's queues hold more than this") };
     assert_eq!(IORING_REGISTER_FILES, Op::RegisterFiles as u32);
     assert_eq!(IORING_REGISTER_EVENTFD, Op::RegisterEventfd as u32);
     assert_eq!(IORING_REGISTER_RESTRICTIONS, Op::RegisterRestrictions as u32);
@@ -155,9 +157,10 @@ fn flags_are_the_c_librarys() {
     assert_eq!(MAP_SHARED, u64::from(word(libc::MAP_SHARED)));
     assert_eq!(MAP_SHARED_FIXED, u64::from(word(libc::MAP_SHARED | libc::MAP_FIXED)));
     assert_eq!(MAP_SHARED_POPULATE, u64::from(word(libc::MAP_SHARED | libc::MAP_POPULATE)));
-    // 128 requests of 64 bytes; what completes has less.
-    const { assert!(RING_PAGES > 128 * 64, "a ring's queues hold more than this") };
-    assert!(u128::from(VCPU_PAGES) > size_of::<kvm::kvm_run>() as u128, "a vCPU's pages hold more than this");
+    assert!(
+        u128::from(SHARED_PAGES) > size_of::<kvm::kvm_run>() as u128,
+        "a vCPU's pages hold more than this"
+    );
     let building = libc::MAP_PRIVATE
         | libc::MAP_FIXED
         | libc::MAP_ANONYMOUS
