@@ -65,7 +65,8 @@ impl Hierarchies {
         if legacy { 1 } else { 2 }
     }
 
-    /// `FILE=VALUE` limits for a guest of `memory_mib`, `vcpus`, `drives` and `volumes`, each of which has a server.
+    /// `FILE=VALUE` limits for a guest of `memory_mib`, `vcpus`, so many threads of `drives`, and `volumes`, each of which
+    /// has a server.
     pub(crate) fn limits(&self, memory_mib: u64, vcpus: u64, [drives, volumes]: [u64; 2]) -> Vec<String> {
         let guest = memory_mib << 20;
         // Page tables of the guest's memory, on the host and for KVM, are 1/256 of it in the worst case.

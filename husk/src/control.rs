@@ -4,7 +4,7 @@
 //! at most [`MOST_ANSWERS`] answers wait; while so many wait, nothing more is read, so a cell that asks without reading
 //! is the one that waits.
 
-use husk_protocol::control::{FromCell, MAX_FILES, MAX_MESSAGE, ToCell};
+use husk_protocol::control::{Change, FromCell, MAX_FILES, MAX_MESSAGE, ToCell};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown, SocketFlags,
@@ -127,6 +127,18 @@ impl Control {
         self.flush()
     }
 
+    /// Asks for a change of the machine that runs, with its file.
+    pub(crate) fn change(
+        &mut self,
+        request: u32,
+        change: Change,
+        file: Option<OwnedFd>,
+    ) -> Result<(), ControlError> {
+        let change = ToCell::Change { request, change };
+        self.answers.push_back((serde_json::to_vec(&change).map_err(io::Error::from)?, file));
+        self.flush()
+    }
+
     /// Sends what waits, as far as there is room.
     pub(crate) fn flush(&mut self) -> Result<(), ControlError> {
         while let Some((text, stream)) = self.answers.front() {
@@ -172,7 +184,8 @@ impl AsFd for Control {
     }
 }
 
-fn send(socket: BorrowedFd<'_>, text: &[u8], files: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+/// Sends one message with `files` beside it, without waiting.
+pub(crate) fn send(socket: BorrowedFd<'_>, text: &[u8], files: &[BorrowedFd<'_>]) -> Result<(), Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !files.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(files)) {

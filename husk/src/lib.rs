@@ -6,6 +6,7 @@
 
 mod assets;
 mod cgroup;
+mod change;
 pub mod cli;
 mod config;
 mod control;
@@ -40,6 +41,7 @@ mod volume;
 mod vsock;
 
 pub use husk_protocol::network::{AllowRule, GuestAddress};
+pub use husk_protocol::spec::IoEngine;
 pub use options::{BOOT_TIMEOUT, DriveOption, NetworkOption, Options, PmemOption, VolumeOption};
 pub use outcome::Outcome;
 pub use report::{Report, Resources};

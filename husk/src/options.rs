@@ -5,6 +5,7 @@
 
 use crate::units;
 use husk_protocol::network::{AllowRule, GuestAddress};
+use husk_protocol::spec::IoEngine;
 use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -130,16 +131,31 @@ pub struct DriveOption {
     pub target: String,
     /// Whether the guest may write to it.
     pub writable: bool,
+    /// How its file is read and written.
+    pub engine: IoEngine,
 }
 
 impl std::str::FromStr for DriveOption {
     type Err = String;
 
-    /// `FILE:GUESTDIR`, `FILE:GUESTDIR:ro` or `FILE:GUESTDIR:rw`; the file's name may contain colons.
+    /// `FILE:GUESTDIR` or `FILE:GUESTDIR:OPTION,OPTION`, of `ro` (which is the default), `rw`, `sync` (the default) and
+    /// `async`; the file's name may contain colons.
     fn from_str(text: &str) -> Result<Self, String> {
-        let (file, target, writable) = mounted(text)
-            .ok_or("a drive is FILE:GUESTDIR or FILE:GUESTDIR:rw, with an absolute GUESTDIR that is not /")?;
-        Ok(Self { file, target, writable })
+        const FORM: &str = "a drive is FILE:GUESTDIR, with an absolute GUESTDIR that is not /, and may end in :rw, :async or \
+                            :rw,async";
+        let (mut writable, mut engine) = (false, IoEngine::Sync);
+        let last = text.rsplit_once(':').filter(|(_, last)| !last.starts_with('/'));
+        let (rest, words) = last.unwrap_or((text, "ro"));
+        for word in words.split(',') {
+            match word {
+                "rw" | "ro" => writable = word == "rw",
+                "sync" => engine = IoEngine::Sync,
+                "async" => engine = IoEngine::Async,
+                _ => return Err(FORM.into()),
+            }
+        }
+        let (file, target) = host_and_guest(rest).ok_or(FORM)?;
+        Ok(Self { file, target, writable, engine })
     }
 }
 
@@ -217,9 +233,15 @@ fn mounted(text: &str) -> Option<(PathBuf, String, bool)> {
         Some(rest) => (rest, true),
         None => (text.strip_suffix(":ro").unwrap_or(text), false),
     };
-    let (host, target) = rest.rsplit_once(':')?;
+    let (host, target) = host_and_guest(rest)?;
+    Some((host, target, writable))
+}
+
+/// Splits `HOST:GUESTDIR` from its end.
+fn host_and_guest(text: &str) -> Option<(PathBuf, String)> {
+    let (host, target) = text.rsplit_once(':')?;
     let right = !host.is_empty() && target.starts_with('/') && target != "/";
-    right.then(|| (PathBuf::from(host), target.to_owned(), writable))
+    right.then(|| (PathBuf::from(host), target.to_owned()))
 }
 
 #[cfg(test)]
@@ -239,9 +261,19 @@ mod tests {
     #[test]
     fn a_drive_is_split_from_its_end() {
         let drive: DriveOption = "a:b.ext4:/data:rw".parse().unwrap();
-        assert_eq!(drive, DriveOption { file: "a:b.ext4".into(), target: "/data".into(), writable: true });
-        let drive: DriveOption = "disk:/data".parse().unwrap();
-        assert!(!drive.writable);
+        let engine = IoEngine::Sync;
+        let expected =
+            DriveOption { file: "a:b.ext4".into(), target: "/data".into(), writable: true, engine };
+        assert_eq!(drive, expected);
+        let parsed = |text: &str| text.parse::<DriveOption>().map(|drive| (drive.writable, drive.engine));
+        assert_eq!(parsed("disk:/data"), Ok((false, IoEngine::Sync)));
+        assert_eq!(parsed("disk:/data:async"), Ok((false, IoEngine::Async)));
+        assert_eq!(parsed("disk:/data:rw,async"), Ok((true, IoEngine::Async)));
+        for wrong in
+            ["disk:/data:", "disk:/data:rw,", "disk:/data:rw:async", "disk:/data:uring", "disk:/:async"]
+        {
+            assert!(parsed(wrong).unwrap_err().contains("a drive is"), "{wrong}");
+        }
         let volume: VolumeOption = "./src:/data:rw".parse().unwrap();
         let expected = VolumeOption {
             directory: "./src".into(),

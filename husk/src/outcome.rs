@@ -39,6 +39,8 @@ pub(crate) struct Evidence {
     pub(crate) balloon: Option<BalloonReport>,
     /// How much of what the runtime denied itself the kernel enforces, as the runtime says.
     pub(crate) landlock: Option<Landlock>,
+    /// What the machine does without, though it was asked for.
+    pub(crate) degraded: Vec<String>,
     pub(crate) jailer: Option<ChildExit>,
     pub(crate) runtime: Option<ChildExit>,
     /// Last line of the jailer's standard error.

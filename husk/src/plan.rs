@@ -19,8 +19,8 @@ use crate::options::{Options, VolumeOption};
 use husk_protocol::exec::{Exec, User, WindowSize};
 use husk_protocol::network::{Mac, format_mac};
 use husk_protocol::spec::{
-    BootProtocol, CacheType, ConsoleDevice, FileRef, HugePages, MAX_REFILL_MS, MAX_VOLUMES, RawConsole,
-    RawDrive, RawPart, RawRateLimiter, RawSpec, RawTokenBucket, RawVolume,
+    BootProtocol, CacheType, ConsoleDevice, FileRef, HugePages, IoEngine, MAX_REFILL_MS, MAX_VOLUMES,
+    RawConsole, RawDrive, RawPart, RawRateLimiter, RawSpec, RawTokenBucket, RawVolume,
 };
 use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
@@ -348,6 +348,24 @@ pub(crate) fn writable_drives(options: &Options) -> Vec<String> {
     drives.chain(volumes.filter(|(_, volume)| volume.writable).map(|(index, _)| volume_tag(index))).collect()
 }
 
+/// The root's drive, if the root is on one. The configuration's root, unless another one was named, has the limits and the
+/// engine that it has there.
+fn root_drive(spec: &RawSpec, options: &Options, places: &Places) -> Option<RawDrive> {
+    let configured = spec.drives.iter().find(|drive| drive.is_root_device);
+    let configured = configured.filter(|_| options.rootfs.is_none());
+    Some(RawDrive {
+        drive_id: ROOT.to_owned(),
+        path_on_host: FileRef::Fd(places.root?),
+        is_root_device: false,
+        is_read_only: true,
+        cache_type: CacheType::Unsafe,
+        io_engine: configured.map_or_else(IoEngine::default, |drive| drive.io_engine),
+        queues: 1,
+        rate_limiter: configured.and_then(|drive| drive.rate_limiter),
+        part: places.root_part,
+    })
+}
+
 /// Puts the files into the machine: root first, then the configuration's drives, then those of the options.
 pub(crate) fn with_files(mut spec: RawSpec, options: &Options, places: &Places) -> RawSpec {
     // Husk's own kernel takes either entry. By PVH it would look for Xen first: 256 CPUID instructions, each an exit.
@@ -356,19 +374,7 @@ pub(crate) fn with_files(mut spec: RawSpec, options: &Options, places: &Places) 
     }
     spec.boot_source.kernel_image_path = FileRef::Fd(places.kernel);
     spec.boot_source.initrd_path = Some(FileRef::Fd(places.initrd));
-    // The configuration's root, unless another one was named, has the limits that it has there.
-    let configured = spec.drives.iter().find(|drive| drive.is_root_device);
-    let rate_limiter = configured.filter(|_| options.rootfs.is_none()).and_then(|drive| drive.rate_limiter);
-    let root = places.root.map(|place| RawDrive {
-        drive_id: ROOT.to_owned(),
-        path_on_host: FileRef::Fd(place),
-        is_root_device: false,
-        is_read_only: true,
-        cache_type: CacheType::Unsafe,
-        queues: 1,
-        rate_limiter,
-        part: places.root_part,
-    });
+    let root = root_drive(&spec, options, places);
     let mounted = options.drives.iter().enumerate().map(|(index, drive)| RawDrive {
         drive_id: drive_id(index),
         path_on_host: FileRef::default(),
@@ -376,6 +382,7 @@ pub(crate) fn with_files(mut spec: RawSpec, options: &Options, places: &Places) 
         is_read_only: !drive.writable,
         // What the guest synced is on the disk, as on a machine of its own.
         cache_type: if drive.writable { CacheType::Writeback } else { CacheType::Unsafe },
+        io_engine: drive.engine,
         queues: 1,
         rate_limiter: None,
         part: None,

@@ -33,6 +33,8 @@ pub(crate) enum Token {
     ConsoleOut,
     /// Signals to husk.
     Signals,
+    /// Who asks for a change.
+    Desk,
 }
 
 /// Descriptors to wait for.

@@ -38,6 +38,8 @@ pub struct Report {
     pub resources: Resources,
     /// Writable drives that were not unmounted cleanly, each `serial: reason`.
     pub unclean: Vec<String>,
+    /// What was asked for and was not to be had here; the machine did without.
+    pub degraded: Vec<String>,
     /// The console's last lines, if the cell told them.
     pub console_tail: Vec<String>,
     /// What could not be removed.
@@ -55,6 +57,7 @@ impl Report {
             landlock: None,
             resources: Resources::default(),
             unclean: Vec::new(),
+            degraded: Vec::new(),
             console_tail: Vec::new(),
             warnings: Vec::new(),
             mid_line: false,
@@ -94,6 +97,7 @@ impl Report {
             },
             "balloon": self.balloon(),
             "unclean": self.unclean,
+            "degraded": self.degraded,
             "console_tail": self.console_tail,
             "warnings": self.warnings,
         })
@@ -138,6 +142,9 @@ impl Report {
         for drive in &self.unclean {
             writeln!(out, "husk: not unmounted cleanly: drive {drive}")?;
         }
+        for line in &self.degraded {
+            writeln!(out, "husk: {line}")?;
+        }
         for warning in &self.warnings {
             writeln!(out, "husk: left behind, husk gc will try again: {warning}")?;
         }
@@ -179,6 +186,7 @@ mod tests {
             "resources",
             "balloon",
             "unclean",
+            "degraded",
             "console_tail",
         ] {
             assert!(value.get(key).is_some(), "{key}");

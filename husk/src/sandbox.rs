@@ -4,6 +4,7 @@
 //! registered is torn down on every way out, and [`Sandbox::run`] always has a report.
 
 use crate::cgroup::Hierarchies;
+use crate::change::Desk;
 use crate::control::{self, ControlError};
 use crate::gc::{self, Collected};
 use crate::options::{DriveOption, NetworkOption, Options, VolumeOption};
@@ -16,12 +17,13 @@ use crate::report::{Report, Resources};
 use crate::session::{SESSION, Session, SessionError, Stdio};
 use crate::signals::Signals;
 use crate::spawn::{self, JailerOrder, Process, SpawnError, VolumeOrder};
-use crate::state::{Record, Registration, State, StateError, check_id, random, random_id};
+use crate::state::{DriveRecord, Record, Registration, State, StateError, check_id, random, random_id};
 use crate::terminal::{self, RawTerminal, TerminalError};
 use crate::timeline::{Timeline, now_ns, realtime_ns};
 use crate::volume::{Start, Volumes};
 use husk_protocol::control::{Fault, Stage, ToCell};
 use husk_protocol::exec::{Frame, Hello, Identity, VERSION, WindowSize};
+use husk_protocol::spec::{IoEngine, RawDrive};
 use std::ffi::OsString;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -225,6 +227,9 @@ impl<'a> Sandbox<'a> {
         streams: Streams<'_, '_>,
         report: &mut Report,
     ) -> Result<(), SandboxError> {
+        let directory = place.registration.directory();
+        let desk =
+            Desk::open(directory).map_err(|source| StateError::Io { path: directory.to_owned(), source })?;
         place.registration.publish(&self.record(&prepared, &place.registration))?;
         let order = place.order(&prepared);
         let (mut control, theirs) = control::pair()?;
@@ -267,6 +272,7 @@ impl<'a> Sandbox<'a> {
         pump.console = prepared.console;
         pump.vsock = prepared.vsock;
         pump.memory = memory.filter(|&mib| mib > 0);
+        pump.desk = Some(desk);
         pump.volumes = Volumes::new(prepared.volumes, start);
         pump.run();
         report.warnings.extend(std::mem::take(&mut pump.volumes).finish());
@@ -315,6 +321,7 @@ impl<'a> Sandbox<'a> {
             vcpus: prepared.spec.machine_config.vcpu_count,
             memory_mib: plan::most_memory_mib(&prepared.spec),
             command: self.options.command.iter().take(SHOWN_COMMAND).map(&mut shown).collect(),
+            drives: prepared.spec.drives.iter().map(drive_record).collect(),
             vsock: prepared.listener.as_ref().map(|listener| listener.name().clone()),
         }
     }
@@ -333,6 +340,15 @@ struct Streams<'s, 'a> {
     size: Option<WindowSize>,
 }
 
+fn drive_record(drive: &RawDrive) -> DriveRecord {
+    DriveRecord { id: drive.drive_id.clone(), writable: !drive.is_read_only, part: drive.part.is_some() }
+}
+
+/// Threads of a drive, the kernel's included.
+fn threads(engine: IoEngine) -> u64 {
+    1 + if engine == IoEngine::Async { u64::from(IoEngine::WORKERS) } else { 0 }
+}
+
 /// Where a sandbox leaves traces.
 struct Place {
     state: State,
@@ -343,7 +359,7 @@ struct Place {
 impl Place {
     fn order(&self, prepared: &Prepared) -> JailerOrder {
         let (machine, registration) = (&prepared.spec.machine_config, &self.registration);
-        let drives = u64::try_from(prepared.spec.drives.len()).unwrap_or(u64::MAX);
+        let drives = prepared.spec.drives.iter().map(|drive| threads(drive.io_engine)).sum();
         let volumes = u64::try_from(prepared.spec.volumes.len()).unwrap_or(u64::MAX);
         let memory = plan::most_memory_mib(&prepared.spec);
         JailerOrder {
@@ -371,6 +387,7 @@ impl Place {
         report.console_tail =
             evidence.ended.as_ref().map(|ended| ended.console_tail.clone()).unwrap_or_default();
         report.landlock = evidence.landlock;
+        report.degraded = std::mem::take(&mut evidence.degraded);
         report.mid_line = evidence.heard.mid_line;
         let guest = evidence.heard.report.clone();
         report.unclean = match &guest {

@@ -1,6 +1,6 @@
 //! What is known on disk about sandboxes that live: `/run/husk`.
 //!
-//! Owns the layout (`sandboxes/<id>/{lock,state.json}`, `slots/<n>`, `jail/`), ids and the uid of each sandbox.
+//! Owns the layout (`sandboxes/<id>/{lock,state.json,socket}`, `slots/<n>`, `jail/`), ids and the uid of each sandbox.
 //! Refuses an id that is taken. Invariant: a sandbox lives exactly as long as someone holds its lock; everything under a
 //! free lock may be removed by anyone.
 
@@ -88,9 +88,23 @@ pub(crate) struct Record {
     pub memory_mib: u64,
     /// The command; what is not UTF-8 is replaced.
     pub command: Vec<String>,
+    /// Its drives, in the guest's order.
+    #[serde(default)]
+    pub drives: Vec<DriveRecord>,
     /// Its vsock socket on the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock: Option<SocketName>,
+}
+
+/// What must be known of a drive to open another file for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DriveRecord {
+    /// The drive's id.
+    pub id: String,
+    /// The guest may write to it.
+    pub writable: bool,
+    /// It is a part of its file.
+    pub part: bool,
 }
 
 /// The state directory.
@@ -340,6 +354,11 @@ pub(crate) fn is_locked(directory: &Path) -> bool {
 }
 
 impl Registration {
+    /// Its directory, which only its owner may enter.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// Writes what `husk ps` shows.
     pub(crate) fn publish(&self, record: &Record) -> Result<(), StateError> {
         let (draft, path) = (self.directory.join("state.new"), self.directory.join("state.json"));
@@ -393,6 +412,7 @@ pub(crate) mod tests {
             vcpus: 1,
             memory_mib: 128,
             command: vec!["x".into()],
+            drives: Vec::new(),
             vsock: None,
         }
     }

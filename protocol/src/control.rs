@@ -8,8 +8,10 @@
 //! JSON, because a signal handler can write a line of it without an allocator, and because a person can read it.
 
 mod balloon;
+mod change;
 
 pub use balloon::{BalloonReport, BalloonStatistics};
+pub use change::{CHANGE_PATIENCE_S, Change, Changed, DriveChange, MAX_CHANGE, Refusal};
 
 use crate::spec::RawSpec;
 use serde::{Deserialize, Serialize};
@@ -48,6 +50,13 @@ pub enum ToCell {
         request: u32,
         /// Whether a descriptor came along; if not, the guest's connection is reset.
         connected: bool,
+    },
+    /// Change the machine that runs; answered with [`FromCell::Changed`]. One at a time.
+    Change {
+        /// Chosen by husk; comes back with the answer.
+        request: u32,
+        /// What; files in it are indexes into the message's descriptors.
+        change: Change,
     },
 }
 
@@ -90,6 +99,18 @@ pub enum FromCell {
     },
     /// What the guest said of its memory; at most once an interval of the balloon's, the last one counts.
     Balloon(Box<BalloonReport>),
+    /// The answer to [`ToCell::Change`].
+    Changed {
+        /// The request that this answers.
+        request: u32,
+        /// How it went.
+        changed: Changed,
+    },
+    /// Something that was asked for is not to be had here, and the machine does without. At most once a device.
+    Degraded {
+        /// One line that names the thing, and what is instead of it.
+        message: String,
+    },
     /// The sandbox cannot be, or cannot go on.
     Failed {
         /// Who is to blame.

@@ -172,6 +172,9 @@ pub struct RawDrive {
     /// Whether a flush reaches the disk.
     #[serde(default, skip_serializing_if = "CacheType::is_unsafe")]
     pub cache_type: CacheType,
+    /// How the file is read and written.
+    #[serde(default, skip_serializing_if = "IoEngine::is_sync")]
+    pub io_engine: IoEngine,
     /// Husk: request queues, 1 to `vcpu_count`.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub queues: u64,
@@ -201,6 +204,25 @@ pub enum CacheType {
     Unsafe,
     /// `fdatasync`.
     Writeback,
+}
+
+/// How a drive's file is read and written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum IoEngine {
+    /// One request after the other, by the drive's thread.
+    #[default]
+    Sync,
+    /// Many at a time, through an `io_uring`; where the host gives none, as `Sync`.
+    Async,
+}
+
+impl IoEngine {
+    /// Most threads that the kernel makes for a drive that is `Async`, beside the drive's own.
+    pub const WORKERS: u32 = 5;
+
+    fn is_sync(&self) -> bool {
+        *self == Self::Sync
+    }
 }
 
 impl CacheType {
@@ -383,7 +405,7 @@ mod tests {
     const FIRECRACKERS: &str = r#"{
         "boot-source": {"kernel_image_path": "vmlinux", "boot_args": "quiet", "initrd_path": null},
         "drives": [{"drive_id": "rootfs", "path_on_host": "root.ext4", "is_root_device": true,
-                    "is_read_only": false, "cache_type": "Unsafe",
+                    "is_read_only": false, "cache_type": "Unsafe", "io_engine": "Async",
                     "rate_limiter": {"bandwidth": {"size": 1000, "one_time_burst": null, "refill_time": 100}}}],
         "machine-config": {"vcpu_count": 2, "mem_size_mib": 1024, "smt": false, "track_dirty_pages": false,
                            "huge_pages": "2M"},

@@ -4,13 +4,17 @@
 //! `resources` have let pass but what the host refuses. Invariant: [`Machine::build`] never writes guest memory and runs
 //! nothing; what is written into the machine comes after, by `boot` (or, one day, from a snapshot).
 
+mod drives;
+
+pub use drives::Drives;
+
 use crate::arch::{self, Slot, VcpuSetup};
 use crate::confine::{self, ConfineError};
 use crate::console::{self, Console};
 use crate::devices::state::{Busy, Devices};
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::{Balloon, Tell};
-use crate::devices::virtio::block::{Block, BlockError};
+use crate::devices::virtio::block::BlockError;
 use crate::devices::virtio::console::VirtioConsole;
 use crate::devices::virtio::entropy::Entropy;
 use crate::devices::virtio::event_loop::{EventLoop, LoopHandle};
@@ -28,8 +32,8 @@ use crate::kvm::{Hypervisor, KvmError, Vm};
 use crate::memory::{self, DeviceMemory, GuestMemory, Hotplug, Image, MemoryError};
 use crate::resources::DeviceFiles;
 use crate::spec::{
-    BalloonSpec, BucketSpec, DeviceSpec, DriveSpec, HotplugSpec, LimiterSpec, MachineSpec, NetworkSpec,
-    PmemSpec, VolumeSpec,
+    BalloonSpec, BucketSpec, DeviceSpec, HotplugSpec, LimiterSpec, MachineSpec, NetworkSpec, PmemSpec,
+    VolumeSpec,
 };
 use crate::state::{LoadError, Section};
 use crate::vcpu::{self, Buses, Exits, Vcpu, VcpuHandle};
@@ -144,6 +148,7 @@ pub struct Machine {
     vsock: Option<VsockAnswers>,
     /// What is asked for of the memory that comes and goes, and who tells the guest.
     requested: Option<(Requested, Arc<MmioTransport>)>,
+    drives: Drives,
     /// Kept for as long as the machine: closing it would end it.
     _vm: Vm,
     _hypervisor: Hypervisor,
@@ -168,9 +173,10 @@ impl Machine {
         let (ports, serial) = ports(&vm, &console, &reset)?;
         let (ports, devices) = (Arc::new(ports), Devices::new(serial));
         let loops = vec![Loop { role: Role::Device, thread: "husk-device".into(), event_loop }];
-        let mut virtio = Virtio::on(&vm, &seen, hotplug.as_ref(), (workers, loops, devices));
+        let drives = Drives::new().map_err(descriptor("drives"))?;
+        let mut virtio = Virtio::on(&vm, &seen, hotplug.as_ref(), (workers, loops, devices, drives));
         let mut vsock = None;
-        let (mut drives, mut taps) = (files.drives.into_iter(), files.taps.into_iter());
+        let (mut disks, mut taps) = (files.drives.into_iter(), files.taps.into_iter());
         let (mut images, mut volumes) = (images.iter(), files.volumes.into_iter());
         let mut streams = Some((files.exec, files.vsock_listener, ask));
         for device in spec.device_specs() {
@@ -178,9 +184,9 @@ impl Machine {
             let mut workers = virtio.workers.clone();
             let device: Box<dyn VirtioDevice> = match device {
                 DeviceSpec::Drive(drive) => {
-                    let file = next_of(&mut drives, &name)?;
-                    workers = virtio.drive_loop().map_err(descriptor(&name))?;
-                    Box::new(disk(drive, file)?.with_limit(limit(drive.limiter(), &name)?))
+                    let (disk, own) = virtio.drive(drive, next_of(&mut disks, &name)?, &name)?;
+                    workers = own;
+                    Box::new(disk)
                 }
                 DeviceSpec::Network(card) => {
                     let tap = next_of(&mut taps, &name)?;
@@ -201,7 +207,7 @@ impl Machine {
             };
             virtio.add(device, &name, workers)?;
         }
-        let Virtio { mmio, slots, loops, devices, requested, .. } = virtio;
+        let Virtio { mmio, slots, loops, devices, drives, requested, .. } = virtio;
         let buses = Buses { ports, mmio: Arc::new(mmio) };
         let exits = Arc::new(Exits::new().map_err(descriptor("vCPUs"))?);
         let (vcpus, handles) = make_vcpus(vcpus, &buses, &exits, hotplug.as_ref());
@@ -218,6 +224,7 @@ impl Machine {
             console,
             vsock,
             requested,
+            drives,
             _vm: vm,
             _hypervisor: hypervisor,
         })
@@ -278,6 +285,12 @@ impl Machine {
         if let Some((requested, transport)) = &self.requested {
             transport.change_config(|| requested.set(mib.saturating_mul(1 << 20)));
         }
+    }
+
+    /// Its drives, for who changes them.
+    #[must_use]
+    pub fn drives(&self) -> &Drives {
+        &self.drives
     }
 
     /// Makes the device thread, a thread a drive and the vCPU threads, each confined; the vCPUs wait. Once.
@@ -344,12 +357,6 @@ fn socket_host(
     // Only a vsock with a path on the host has other ports to ask husk for.
     let ask = listener.is_some().then_some(ask);
     VsockHost { exec: spec.exec().map(|exec| exec.port()).zip(exec), listener, ask }
-}
-
-fn disk(drive: &DriveSpec, file: File) -> Result<Block, MachineError> {
-    let block = Block::of_part(file, drive.part(), drive.id(), drive.is_read_only(), drive.cache());
-    let block = block.map_err(|source| MachineError::Drive { id: drive.id().into(), source })?;
-    Ok(block.with_queues(drive.queues()))
 }
 
 /// What has come along for `device`.
@@ -453,6 +460,7 @@ struct Virtio<'a> {
     asked: Option<Requested>,
     requested: Option<(Requested, Arc<MmioTransport>)>,
     devices: Devices,
+    drives: Drives,
 }
 
 impl<'a> Virtio<'a> {
@@ -460,10 +468,22 @@ impl<'a> Virtio<'a> {
         vm: &'a Vm,
         memory: &'a DeviceMemory,
         hotplug: Option<&'a Hotplug>,
-        (workers, loops, devices): (LoopHandle, Vec<Loop>, Devices),
+        (workers, loops, devices, drives): (LoopHandle, Vec<Loop>, Devices, Drives),
     ) -> Self {
         let (mmio, slots) = (Bus::new(), Vec::new());
-        Self { vm, memory, hotplug, workers, loops, mmio, slots, asked: None, requested: None, devices }
+        Self {
+            vm,
+            memory,
+            hotplug,
+            workers,
+            loops,
+            mmio,
+            slots,
+            asked: None,
+            requested: None,
+            devices,
+            drives,
+        }
     }
 
     fn memory_device(&mut self, it: &HotplugSpec, name: &str) -> Result<Mem, MachineError> {
@@ -471,18 +491,6 @@ impl<'a> Virtio<'a> {
         mem.requested().set(it.requested());
         self.asked = Some(mem.requested());
         Ok(mem)
-    }
-
-    /// A loop for one drive alone: a disk that hangs stops nobody else.
-    fn drive_loop(&mut self) -> io::Result<LoopHandle> {
-        let (mut event_loop, drive) = EventLoop::new()?;
-        if let Some(hotplug) = self.hotplug {
-            event_loop = event_loop.with_reader(hotplug.reader());
-        }
-        // The first loop is the devices'.
-        let thread = format!("husk-blk{}", self.loops.len() - 1);
-        self.loops.push(Loop { role: Role::Block, thread, event_loop });
-        self.workers.watching(drive)
     }
 
     fn add(

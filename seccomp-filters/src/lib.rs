@@ -39,6 +39,7 @@ pub fn table(role: Role) -> &'static [Rule] {
         Role::Vcpu => TABLE_VCPU,
         Role::Device => TABLE_DEVICE,
         Role::Block => TABLE_BLOCK,
+        Role::BlockRing => TABLE_BLOCK_RING,
         Role::Volume => TABLE_VOLUME,
         Role::VolumeWritable => TABLE_VOLUME_WRITABLE,
     }
@@ -53,6 +54,7 @@ pub fn program(role: Role) -> &'static [sock_filter] {
         Role::Vcpu => PROGRAM_VCPU,
         Role::Device => PROGRAM_DEVICE,
         Role::Block => PROGRAM_BLOCK,
+        Role::BlockRing => PROGRAM_BLOCK_RING,
         Role::Volume => PROGRAM_VOLUME,
         Role::VolumeWritable => PROGRAM_VOLUME_WRITABLE,
     }

@@ -21,7 +21,8 @@ const FAMILIES: &[(&str, u8, &[&str])] = &[
     ("getsockopt", 2, &["SO_"]),
     ("ioctl", 1, &["KVM_", "TUN", "FIO"]),
     ("madvise", 2, &["MADV_"]),
-    ("mmap", 1, &["VCPU_PAGES"]),
+    ("mmap", 1, &["SHARED_PAGES"]),
+    ("io_uring_register", 1, &["IORING_"]),
     ("mmap", 2, &["PROT_"]),
     ("mmap", 3, &["MAP_"]),
     ("mprotect", 2, &["PROT_"]),
@@ -101,6 +102,7 @@ mod tests {
         let text = listing();
         for line in [
             "vcpu ioctl(int arg1 == KVM_RUN): enters the guest",
+            "build io_uring_register(int arg1 == IORING_REGISTER_FILES): its one file",
             "control tkill(int arg1 == VCPU_KICK_SIGNAL): takes a vCPU thread out of the guest; no other signal",
             "build seccomp(int arg0 == SECCOMP_SET_MODE_FILTER, int arg1 == 0): each thread narrows itself to its role; \
              filters only add up",

@@ -16,6 +16,8 @@ pub enum Role {
     Device,
     /// A thread that runs one drive's worker, and waits for the host's disk.
     Block,
+    /// The same for a drive with an io_uring, which was set up while the machine was built.
+    BlockRing,
     /// The process that serves a read-only directory; not the runtime's, and with no other filter below it.
     Volume,
     /// The process that serves a directory that the guest may change.
@@ -24,18 +26,20 @@ pub enum Role {
 
 impl Role {
     /// All of them, in the order of the generated tables.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Build,
         Self::Control,
         Self::Vcpu,
         Self::Device,
         Self::Block,
+        Self::BlockRing,
         Self::Volume,
         Self::VolumeWritable,
     ];
 
     /// Those of the runtime's threads, which stack on [`Role::Build`].
-    pub const RUNTIME: [Self; 5] = [Self::Build, Self::Control, Self::Vcpu, Self::Device, Self::Block];
+    pub const RUNTIME: [Self; 6] =
+        [Self::Build, Self::Control, Self::Vcpu, Self::Device, Self::Block, Self::BlockRing];
 
     /// The name that reports use.
     #[must_use]
@@ -46,6 +50,7 @@ impl Role {
             Self::Vcpu => "vcpu",
             Self::Device => "device",
             Self::Block => "block",
+            Self::BlockRing => "block_ring",
             Self::Volume => "volume",
             Self::VolumeWritable => "volume_writable",
         }

@@ -95,9 +95,22 @@ fn building_allows_all_that_later_roles_allow() {
 #[test]
 fn running_roles_cannot_widen_themselves() {
     let forbidden = ["rt_sigaction", "clone", "seccomp", "prctl", "openat", "socket", "execve", "ptrace"];
-    for role in [Role::Control, Role::Vcpu, Role::Device, Role::Block] {
+    for role in [Role::Control, Role::Vcpu, Role::Device, Role::Block, Role::BlockRing] {
         for name in forbidden {
             assert!(table(role).iter().all(|rule| rule.call != name), "{role:?} allows {name}");
+        }
+    }
+}
+
+#[test]
+fn a_ring_is_made_while_building_alone_and_used_by_its_drives_thread_alone() {
+    for role in Role::ALL {
+        let names: Vec<_> =
+            table(role).iter().map(|rule| rule.call).filter(|call| call.starts_with("io_uring")).collect();
+        match role {
+            Role::Build => assert!(names.contains(&"io_uring_setup") && names.contains(&"io_uring_register")),
+            Role::BlockRing => assert_eq!(names, ["io_uring_enter"]),
+            _ => assert!(names.is_empty(), "{role:?} allows {names:?}"),
         }
     }
 }

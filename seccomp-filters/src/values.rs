@@ -39,8 +39,20 @@ pub(crate) const MAP_WHILE_BUILDING: u64 =
 pub(crate) const MAP_SHARED: u64 = 0x01;
 /// `MAP_SHARED | MAP_FIXED`: an image, over address space that was reserved for it.
 pub(crate) const MAP_SHARED_FIXED: u64 = 0x11;
-/// Bits of a length that a vCPU's shared pages may have: less than 64 KiB.
-pub(crate) const VCPU_PAGES: u64 = 0xffff;
+/// Bits of a length that pages shared with the kernel, a vCPU's or a ring's, may have: less than 64 KiB.
+pub(crate) const SHARED_PAGES: u64 = 0xffff;
+/// `MAP_SHARED | MAP_POPULATE`: the queues of a ring, which the kernel writes to as well.
+pub(crate) const MAP_SHARED_POPULATE: u64 = 0x8001;
+/// `IORING_REGISTER_FILES` of linux/io_uring.h.
+pub(crate) const IORING_REGISTER_FILES: u32 = 2;
+/// `IORING_REGISTER_EVENTFD`.
+pub(crate) const IORING_REGISTER_EVENTFD: u32 = 4;
+/// `IORING_REGISTER_RESTRICTIONS`.
+pub(crate) const IORING_REGISTER_RESTRICTIONS: u32 = 11;
+/// `IORING_REGISTER_ENABLE_RINGS`.
+pub(crate) const IORING_REGISTER_ENABLE_RINGS: u32 = 12;
+/// `IORING_REGISTER_IOWQ_MAX_WORKERS`.
+pub(crate) const IORING_REGISTER_IOWQ_MAX_WORKERS: u32 = 19;
 /// `MREMAP_MAYMOVE`.
 pub(crate) const MREMAP_MAYMOVE: u64 = 1;
 /// Guest memory goes back to the host.

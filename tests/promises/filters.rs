@@ -4,12 +4,16 @@ use husk_seccomp::Role;
 use husk_tests::husk::Husk;
 use husk_tests::processes;
 use husk_tests::ptrace::Traced;
+use husk_tests::rootfs::ext4;
+use husk_tests::scratch::Scratch;
 
 /// The filters of a thread, the oldest first, as its name demands.
 fn expected(thread: &str) -> [Role; 2] {
     match thread {
         "husk-control" => [Role::Build, Role::Control],
         "husk-device" => [Role::Build, Role::Device],
+        // The drive with a ring.
+        "husk-blk1" => [Role::Build, Role::BlockRing],
         name if name.starts_with("husk-blk") => [Role::Build, Role::Block],
         name if name.starts_with("husk-vcpu") => [Role::Build, Role::Vcpu],
         other => panic!("a thread of no known role: {other}"),
@@ -18,15 +22,20 @@ fn expected(thread: &str) -> [Role; 2] {
 
 #[test]
 fn every_thread_carries_its_roles_compiled_table() {
-    let husk = Husk::run(&["--vcpus", "2"], &["sh", "-c", "echo up; sleep 1000"]).spawn().up();
+    let scratch = Scratch::new();
+    let disk = scratch.name("disk.ext4");
+    ext4(&disk, 16);
+    let drive = format!("{disk}:/data:async");
+    let husk =
+        Husk::run(&["--vcpus", "2", "--drive", &drive], &["sh", "-c", "echo up; sleep 1000"]).spawn().up();
     let pids = processes::named("husk-control");
     assert_eq!(pids.len(), 1, "one runtime, not {pids:?}");
-    // KVM adds a worker of its own to the process, which never runs in user mode.
+    // KVM adds a worker of its own to the process, and a ring some, which never run in user mode.
     let mut threads = processes::threads(pids[0]);
     threads.retain(|(thread, _)| !processes::is_kernels_worker(pids[0], *thread));
     let mut names: Vec<&str> = threads.iter().map(|(_, name)| name.as_str()).collect();
     names.sort_unstable();
-    assert_eq!(names, ["husk-blk0", "husk-control", "husk-device", "husk-vcpu0", "husk-vcpu1"]);
+    assert_eq!(names, ["husk-blk0", "husk-blk1", "husk-control", "husk-device", "husk-vcpu0", "husk-vcpu1"]);
     for (thread, name) in &threads {
         let traced = Traced::attach(*thread);
         for (place, role) in expected(name).into_iter().enumerate() {

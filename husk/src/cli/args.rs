@@ -3,6 +3,7 @@
 //! Owns the option names, their help and their conversion to [`Options`]. Refuses values that mean nothing by
 //! themselves; what needs a look at the machine is refused later, by `plan`.
 
+use crate::change::Ask;
 use crate::options::{BOOT_TIMEOUT, DriveOption, NetworkOption, Options, PmemOption, VolumeOption};
 use crate::units;
 use argh::FromArgs;
@@ -35,6 +36,7 @@ pub(crate) enum Subcommand {
     Run(Box<Run>),
     Ps(Ps),
     Kill(Kill),
+    Update(Update),
     Gc(Gc),
     Doctor(Doctor),
     Version(Version),
@@ -115,7 +117,8 @@ pub(crate) struct Run {
     /// print on standard error how long each stage took
     #[argh(switch)]
     timings: bool,
-    /// attach an erofs or ext4 image and mount it, FILE:GUESTDIR[:rw]; read-only without :rw; may be repeated
+    /// attach an erofs or ext4 image and mount it, FILE:GUESTDIR[:rw]; read-only without :rw; :async (or :rw,async) works
+    /// through io_uring; may be repeated
     #[argh(option, arg_name = "drive")]
     drive: Vec<DriveOption>,
     /// put an erofs or ext4 image into the guest's memory and mount it, FILE:GUESTDIR; read-only; may be repeated
@@ -184,6 +187,41 @@ pub(crate) struct Kill {
     /// the sandbox: its id, or the beginning of it
     #[argh(positional)]
     pub(crate) id: String,
+}
+
+/// Change a sandbox while it runs. What is refused has changed nothing.
+#[derive(Debug, FromArgs)]
+#[argh(
+    subcommand,
+    name = "update",
+    example = "{command_name} 3f9a --drive data=new.ext4",
+    error_code(125, "It was not changed; one line on standard error says why.")
+)]
+pub(crate) struct Update {
+    /// the file to put behind a drive, DRIVE=FILE; the guest sees its size, and is not asked whether it uses the old one
+    #[argh(option, arg_name = "drive=file")]
+    pub(crate) drive: Vec<String>,
+    /// print the result as one JSON object
+    #[argh(switch)]
+    pub(crate) json: bool,
+    /// the sandbox: its id, or the beginning of it
+    #[argh(positional)]
+    pub(crate) id: String,
+}
+
+impl Update {
+    /// What is asked for: one thing.
+    pub(crate) fn ask(&self) -> Result<Ask, String> {
+        let [drive] = self.drive.as_slice() else {
+            return Err("one change at a time: --drive DRIVE=FILE, once".into());
+        };
+        match drive.split_once('=') {
+            Some((id, file)) if !id.is_empty() && !file.is_empty() => {
+                Ok(Ask::Drive { id: id.to_owned(), file: file.into() })
+            }
+            _ => Err(format!("--drive {drive:?} is not DRIVE=FILE")),
+        }
+    }
 }
 
 /// Remove what sandboxes left whose husk was killed: state, cgroups, jail directories; and old packed images.

@@ -7,6 +7,7 @@ mod args;
 mod normal;
 
 use crate::cgroup::Hierarchies;
+use crate::change::ask;
 use crate::doctor;
 use crate::gc;
 use crate::outcome::Outcome;
@@ -17,9 +18,9 @@ use crate::session::Stdio;
 use crate::signals::{END_AT_ONCE, Signals};
 use crate::state::{Record, State};
 use crate::timeline::{Timeline, realtime_ns};
-use crate::{sys, terminal};
+use crate::{sys, terminal, text};
 use argh::FromArgs;
-use args::{Doctor, Husk, Kill, Ps, Run, Subcommand, Telling};
+use args::{Doctor, Husk, Kill, Ps, Run, Subcommand, Telling, Update};
 use husk_protocol::control::Fault;
 use husk_protocol::exit::HUSK_FAILED;
 use normal::{Normal, normalise};
@@ -61,7 +62,9 @@ fn parse(arguments: Vec<OsString>) -> Result<Parsed, String> {
     let subcommand =
         arguments.iter().filter_map(|argument| argument.to_str()).find(|word| !word.starts_with('-'));
     let program = match subcommand {
-        Some(name @ ("run" | "ps" | "kill" | "gc" | "doctor" | "version")) => format!("husk {name}"),
+        Some(name @ ("run" | "ps" | "kill" | "update" | "gc" | "doctor" | "version")) => {
+            format!("husk {name}")
+        }
         _ => "husk".to_owned(),
     };
     let Normal { args, command } = normalise(arguments).map_err(|line| hint(&line, &program))?;
@@ -69,9 +72,10 @@ fn parse(arguments: Vec<OsString>) -> Result<Parsed, String> {
     match Husk::from_args(&["husk"], &words) {
         Ok(Husk { version: true, .. }) => Ok(Parsed::Do(Subcommand::Version(args::Version {}), None)),
         Ok(Husk { command: Some(subcommand), .. }) => Ok(Parsed::Do(subcommand, command)),
-        Ok(Husk { command: None, .. }) => {
-            Err(hint("no subcommand is given; run, ps, kill, gc, doctor and version are known", "husk"))
-        }
+        Ok(Husk { command: None, .. }) => Err(hint(
+            "no subcommand is given; run, ps, kill, update, gc, doctor and version are known",
+            "husk",
+        )),
         Err(exit) if exit.status.is_ok() => Ok(Parsed::Print(exit.output)),
         Err(exit) => Err(hint(&explain(&exit.output, command.is_none() && program == "husk run"), &program)),
     }
@@ -99,6 +103,7 @@ fn execute(command: Subcommand, rest: Option<Vec<OsString>>, start_ns: u64) -> u
         Subcommand::Run(options) => run(*options, rest.unwrap_or_default(), start_ns),
         Subcommand::Ps(options) => ps(&options),
         Subcommand::Kill(options) => kill(&options),
+        Subcommand::Update(options) => update(&options),
         Subcommand::Gc(_) => collect(),
         Subcommand::Doctor(options) => examine(&options),
         Subcommand::Version(_) => print(concat!("husk ", env!("CARGO_PKG_VERSION"))),
@@ -221,6 +226,30 @@ fn kill(options: &Kill) -> u8 {
         std::thread::sleep(Duration::from_millis(5));
     }
     0
+}
+
+fn update(options: &Update) -> u8 {
+    let asked = match options.ask() {
+        Ok(asked) => asked,
+        Err(line) if options.json => {
+            return updated(None, Some((Fault::Operator, hint(&line, "husk update"))));
+        }
+        Err(line) => return fail(&hint(&line, "husk update")),
+    };
+    match ask(&State::usual(), &options.id, &asked) {
+        Ok(id) if options.json => updated(Some(&id), None),
+        Ok(_) => 0,
+        Err(error) if options.json => updated(None, Some((error.fault(), text::message(&error.to_string())))),
+        Err(error) => fail(&text::message(&error.to_string())),
+    }
+}
+
+/// The result of an update for a program: the sandbox's whole id, or who is at fault, and why.
+fn updated(id: Option<&str>, error: Option<(Fault, String)>) -> u8 {
+    let (fault, line) = error.unzip();
+    let status = if fault.is_some() { HUSK_FAILED } else { 0 };
+    let printed = print(&serde_json::json!({"id": id, "fault": fault, "error": line}).to_string());
+    status.max(printed)
 }
 
 fn collect() -> u8 {

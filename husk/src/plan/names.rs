@@ -69,10 +69,10 @@ impl FileNames {
 mod tests {
     use super::*;
     use crate::options::DriveOption;
-    use husk_protocol::spec::{CacheType, RawDrive};
+    use husk_protocol::spec::{CacheType, IoEngine, RawDrive};
 
     fn drive(file: &str) -> DriveOption {
-        DriveOption { file: file.into(), target: "/x".into(), writable: false }
+        DriveOption { file: file.into(), target: "/x".into(), writable: false, engine: IoEngine::Sync }
     }
 
     fn explained(names: &FileNames, fault: Fault, line: &str, was_ready: bool) -> String {
@@ -95,6 +95,7 @@ mod tests {
             is_root_device: false,
             is_read_only: false,
             cache_type: CacheType::Unsafe,
+            io_engine: IoEngine::Sync,
             queues: 1,
             rate_limiter: None,
             part: None,

@@ -1,7 +1,7 @@
 use super::*;
 use crate::options::{DriveOption, NetworkOption, VolumeOption};
 use husk_protocol::exec::Disk;
-use husk_protocol::spec::{RawNetwork, RawPart};
+use husk_protocol::spec::{IoEngine, RawNetwork, RawPart};
 
 fn options() -> Options {
     Options { command: vec!["true".into()], ..Options::default() }
@@ -14,6 +14,7 @@ pub(super) fn drive(id: &str, root: bool) -> RawDrive {
         is_root_device: root,
         is_read_only: false,
         cache_type: CacheType::Unsafe,
+        io_engine: IoEngine::Sync,
         queues: 1,
         rate_limiter: None,
         part: None,
@@ -219,6 +220,19 @@ fn memory_must_hold_kernel_initrd_and_the_books_of_images() {
     check_memory(1 << 30, u64::MAX, u64::MAX, u64::MAX).unwrap_err();
 }
 
+fn card() -> NetworkOption {
+    NetworkOption {
+        tap: "husk0".into(),
+        allow: vec!["10.0.0.1:80".parse().unwrap()],
+        addresses: vec!["10.0.0.2/24".parse().unwrap()],
+        ..NetworkOption::default()
+    }
+}
+
+fn at_data(engine: IoEngine) -> DriveOption {
+    DriveOption { file: "f".into(), target: "/data".into(), writable: true, engine }
+}
+
 /// The configuration's card, then that of the options.
 #[track_caller]
 fn check_cards(cards: &[RawNetwork]) {
@@ -236,14 +250,9 @@ fn check_cards(cards: &[RawNetwork]) {
 #[test]
 fn files_take_their_places_and_the_guest_finds_them_by_serial() {
     let over = Options {
-        drives: vec![DriveOption { file: "f".into(), target: "/data".into(), writable: true }],
+        drives: vec![at_data(IoEngine::Async)],
         hugepages: true,
-        network: Some(NetworkOption {
-            tap: "husk0".into(),
-            allow: vec!["10.0.0.1:80".parse().unwrap()],
-            addresses: vec!["10.0.0.2/24".parse().unwrap()],
-            ..NetworkOption::default()
-        }),
+        network: Some(card()),
         ..options()
     };
     let base = RawSpec {
@@ -268,8 +277,8 @@ fn files_take_their_places_and_the_guest_finds_them_by_serial() {
         ..places()
     };
     let spec = with_files(spec, &over, &places);
-    let console = spec.console.as_ref().map(|console| (&console.output, console.device));
-    assert_eq!(console, Some((&FileRef::Fd(10), ConsoleDevice::Virtio)));
+    let RawConsole { output, device } = spec.console.as_ref().unwrap();
+    assert_eq!((output, *device), (&FileRef::Fd(10), ConsoleDevice::Virtio));
     let seen: Vec<_> =
         spec.drives.iter().map(|d| (d.drive_id.as_str(), d.path_on_host.clone(), d.is_read_only)).collect();
     assert_eq!(
@@ -280,7 +289,8 @@ fn files_take_their_places_and_the_guest_finds_them_by_serial() {
             ("husk-drive0", FileRef::Fd(5), false)
         ]
     );
-    assert_eq!(spec.drives.iter().map(|drive| drive.part).collect::<Vec<_>>(), [root_part, None, None]);
+    let kinds: Vec<_> = spec.drives.iter().map(|drive| (drive.part, drive.io_engine)).collect();
+    assert_eq!(kinds, [(root_part, IoEngine::Sync), (None, IoEngine::Sync), (None, IoEngine::Async)]);
     check_cards(&spec.network_interfaces);
     assert_eq!(spec.vsock.unwrap().uds_path, Some(FileRef::Fd(7)));
     assert_eq!(spec.exec.unwrap().channel, FileRef::Fd(6));
@@ -312,7 +322,8 @@ fn limits_stay_with_the_drives_of_the_configuration() {
         spec.drives.iter().map(size).collect::<Vec<_>>()
     };
     let mut over = options();
-    over.drives = vec![DriveOption { file: "x".into(), target: "/x".into(), writable: false }];
+    over.drives =
+        vec![DriveOption { file: "x".into(), target: "/x".into(), writable: false, engine: IoEngine::Sync }];
     assert_eq!(sizes(&over), [Some(1), None, Some(2), None]);
     over.rootfs = Some("other".into());
     assert_eq!(sizes(&over), [None, None, Some(2), None]);

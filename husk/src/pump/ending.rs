@@ -4,6 +4,7 @@
 //! first reason to end is the one that is told, and after a kill the loop is over within [`DEATH_PATIENCE`].
 
 use super::Pump;
+use crate::change::Desk;
 use crate::outcome::Cause;
 use crate::sys::ChildExit;
 use crate::units::signal_name;
@@ -146,7 +147,8 @@ impl Pump<'_> {
         let killed = clock
             .killed
             .map(|at| at + if self.processes_are_gone() { FLUSH_PATIENCE } else { DEATH_PATIENCE });
-        [boot, total, signal, graceful, explanation, killed].into_iter().flatten().min()
+        let desk = self.desk.as_ref().and_then(Desk::deadline).filter(|_| running);
+        [boot, total, signal, graceful, explanation, killed, desk].into_iter().flatten().min()
     }
 
     fn has_said_all(&self) -> bool {
@@ -158,6 +160,9 @@ impl Pump<'_> {
             return;
         }
         let now = Instant::now();
+        if self.desk.as_ref().and_then(Desk::deadline).is_some_and(|at| now >= at) {
+            self.serve_desk();
+        }
         if let Some((at, number)) = self.clock.signal
             && now >= at
             && self.clock.graceful.is_none()

@@ -6,6 +6,7 @@
 
 mod ending;
 
+use crate::change::{Desk, Question};
 use crate::control::{Control, ControlError, Received};
 use crate::outcome::{Cause, Evidence};
 use crate::poll_set::{PollSet, Token};
@@ -16,7 +17,9 @@ use crate::terminal::RawTerminal;
 use crate::timeline::Timeline;
 use crate::volume::Volumes;
 use ending::Clock;
-use husk_protocol::control::{CONSOLE_TAIL_LINE_BYTES, CONSOLE_TAIL_LINES, Ended, Fault, FromCell, Stage};
+use husk_protocol::control::{
+    CONSOLE_TAIL_LINE_BYTES, CONSOLE_TAIL_LINES, Changed, Ended, Fault, FromCell, Stage,
+};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use std::os::fd::{AsFd, OwnedFd};
@@ -25,6 +28,8 @@ use std::time::Duration;
 
 /// Control messages per turn, so that a cell that talks without end does not keep the streams from moving.
 const MESSAGES_A_TURN: usize = 32;
+/// Most lines of what the cell does without: one a device.
+const MOST_DEGRADED: usize = 19;
 /// Bytes of the jailer's standard error that are kept.
 const JAILER_WORDS: usize = 4096;
 
@@ -59,6 +64,8 @@ pub(crate) struct Pump<'a> {
     pub(crate) vsock: Option<PathBuf>,
     /// MiB of memory that the guest is to plug in when it is ready.
     pub(crate) memory: Option<u64>,
+    /// Where the sandbox is asked for changes.
+    pub(crate) desk: Option<Desk>,
     /// Their servers are started when the sandbox's cgroup is there.
     pub(crate) volumes: Volumes,
     pub(crate) timeline: Timeline,
@@ -87,6 +94,7 @@ impl<'a> Pump<'a> {
             console: None,
             vsock: None,
             memory: None,
+            desk: None,
             volumes: Volumes::default(),
             timeline,
             evidence: Evidence::default(),
@@ -138,6 +146,10 @@ impl<'a> Pump<'a> {
         if let Some(console) = self.console.as_ref().filter(|_| self.session.takes_console()) {
             set.add(Token::Console, console.as_fd(), PollFlags::IN);
         }
+        if let Some(desk) = &self.desk {
+            let (fd, flags) = desk.interest();
+            set.add(Token::Desk, fd, flags);
+        }
         if let Some(signals) = self.signals {
             set.add(Token::Signals, signals.as_fd(), PollFlags::IN);
         }
@@ -159,6 +171,7 @@ impl<'a> Pump<'a> {
             Token::JailerStderr => self.read_jailer(),
             Token::Console => self.read_console(),
             Token::Signals => self.read_signals(),
+            Token::Desk => self.serve_desk(),
             Token::Channel | Token::Stdin | Token::Stdout | Token::Stderr | Token::ConsoleOut => {
                 let result = self.session.ready(token, &mut self.timeline);
                 self.check(result);
@@ -251,6 +264,18 @@ impl<'a> Pump<'a> {
                 }
             }
             FromCell::Balloon(report) => self.evidence.balloon = Some(*report),
+            FromCell::Changed { request, mut changed } => {
+                if let Some(refusal) = &mut changed.refused {
+                    refusal.message = crate::text::line(&refusal.message);
+                }
+                if let Some(desk) = &mut self.desk {
+                    desk.answer(request, &changed);
+                }
+            }
+            FromCell::Degraded { message } if self.evidence.degraded.len() < MOST_DEGRADED => {
+                self.evidence.degraded.push(crate::text::line(&message));
+            }
+            FromCell::Degraded { .. } => {}
             FromCell::Failed { fault, message } => {
                 let line = crate::text::line(&message);
                 self.evidence.failed.get_or_insert((fault, line));
@@ -258,6 +283,18 @@ impl<'a> Pump<'a> {
             FromCell::Ended(ended) => {
                 self.evidence.ended.get_or_insert_with(|| tame(ended));
             }
+        }
+    }
+
+    /// Passes a question on to the cell, once its guest runs: before that nobody there would hear it.
+    pub(super) fn serve_desk(&mut self) {
+        let Some(desk) = &mut self.desk else { return };
+        let Some(Question { number, change, file }) = desk.ready() else { return };
+        if !self.timeline.has(Stage::Ready) {
+            let line = "the guest is not ready yet; ask again when it is";
+            desk.answer(number, &Changed::refused(Fault::Operator, line));
+        } else if let Err(error) = self.control.change(number, change, file) {
+            self.fail(Fault::Host, error.to_string());
         }
     }
 

@@ -6,8 +6,8 @@ use super::{DEFAULT_CID, LimiterSpec, MAX_DRIVE_ID, MAX_MEMORY_MIB, MIN_MEMORY_M
 use crate::arch::cmdline;
 use crate::memory::Backing;
 use husk_protocol::spec::{
-    BootProtocol, CacheType, FileRef, HugePages, RawBalloon, RawBootSource, RawDrive, RawEntropy, RawExec,
-    RawPart, RawPlacement, RawVsock,
+    BootProtocol, CacheType, FileRef, HugePages, IoEngine, RawBalloon, RawBootSource, RawDrive, RawEntropy,
+    RawExec, RawPart, RawPlacement, RawVsock,
 };
 use std::num::NonZeroU16;
 use std::ops::Range;
@@ -135,6 +135,7 @@ pub struct DriveSpec {
     root: bool,
     read_only: bool,
     cache: CacheType,
+    engine: IoEngine,
     queues: u8,
     limiter: Option<LimiterSpec>,
     part: Option<Range<u64>>,
@@ -159,6 +160,7 @@ impl DriveSpec {
             root: raw.is_root_device,
             read_only: raw.is_read_only,
             cache: raw.cache_type,
+            engine: raw.io_engine,
             queues,
             limiter: LimiterSpec::new(raw.rate_limiter, &format!("drives[{index}].rate_limiter"))?,
             part: raw.part.map(|part| bounds(part, raw.is_read_only, index)).transpose()?,
@@ -193,6 +195,12 @@ impl DriveSpec {
     #[must_use]
     pub fn cache(&self) -> CacheType {
         self.cache
+    }
+
+    /// How its file is read and written.
+    #[must_use]
+    pub fn engine(&self) -> IoEngine {
+        self.engine
     }
 
     /// Request queues, 1 to the number of vCPUs.

@@ -18,6 +18,7 @@ fn drive(id: &str) -> RawDrive {
         is_root_device: false,
         is_read_only: true,
         cache_type: Default::default(),
+        io_engine: Default::default(),
         queues: 1,
         rate_limiter: None,
         part: None,

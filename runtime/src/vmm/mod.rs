@@ -9,6 +9,7 @@
 //! requests that the state does not admit. Invariant: the guest runs only after landlock, every thread's filter and the main
 //! thread's own are in place.
 
+mod change;
 mod error;
 mod run;
 mod state;
@@ -87,6 +88,10 @@ fn start(spec: RawSpec, descriptors: Vec<OwnedFd>, reporter: &Arc<Reporter>) -> 
     let shell = Shell::new(files.kvm, spec.vcpus())?;
     let mut machine = Machine::build(shell, spec, files.devices, voices(reporter))?;
     reporter.stage(Stage::Built);
+    for line in machine.drives().degraded() {
+        // husk hears of what matters by itself if it has gone.
+        let _gone = reporter.send(&FromCell::Degraded { message: line.clone() });
+    }
     load(&machine, files.boot, reporter)?;
     reporter.stage(Stage::Loaded);
     machine.start_threads()?;

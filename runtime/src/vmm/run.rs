@@ -2,6 +2,7 @@
 //!
 //! Invariant: it makes no call that can wait but the one `epoll` (and a report to husk).
 
+use super::change::Changes;
 use super::{Refused, Request, State, VmmError, admit};
 use crate::control;
 use crate::machine::Machine;
@@ -15,6 +16,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 const CONTROL: u64 = 0;
 const EXITS: u64 = 1;
 const RESET: u64 = 2;
+const DRIVES: u64 = 3;
 
 /// How it went: a failure to report before the end, and the end; no end if husk has gone.
 type End = (Option<FromCell>, Option<EndReason>);
@@ -22,9 +24,9 @@ type End = (Option<FromCell>, Option<EndReason>);
 /// What the loop waits on; made before the thread's last filter.
 pub(super) fn queue(machine: &Machine, reporter: &Reporter) -> Result<Epoll, VmmError> {
     let queue = Epoll::new().map_err(VmmError::Wait)?;
-    let fds =
-        [reporter.as_fd().as_raw_fd(), machine.exits().event().as_raw_fd(), machine.reset().as_raw_fd()];
-    for (token, fd) in [CONTROL, EXITS, RESET].into_iter().zip(fds) {
+    let (control, exits) = (reporter.as_fd().as_raw_fd(), machine.exits().event().as_raw_fd());
+    let fds = [control, exits, machine.reset().as_raw_fd(), machine.drives().bell()];
+    for (token, fd) in [CONTROL, EXITS, RESET, DRIVES].into_iter().zip(fds) {
         let event = EpollEvent::new(EventSet::IN, token);
         queue.ctl(ControlOperation::Add, fd, event).map_err(VmmError::Wait)?;
     }
@@ -33,27 +35,44 @@ pub(super) fn queue(machine: &Machine, reporter: &Reporter) -> Result<Epoll, Vmm
 
 /// Waits until the machine ends.
 pub(super) fn until_end(queue: &Epoll, machine: &Machine, reporter: &Reporter) -> Result<End, VmmError> {
-    let mut events = [EpollEvent::default(); 3];
+    let mut events = [EpollEvent::default(); 4];
+    let mut changes = Changes::default();
     loop {
-        let count = match queue.wait(-1, &mut events) {
+        let count = match queue.wait(changes.wait_ms(), &mut events) {
             Ok(count) => count,
             Err(error) if error.kind() == ErrorKind::Interrupted => 0,
             Err(error) => return Err(VmmError::Wait(error)),
         };
         for event in events.iter().take(count) {
             let end = match event.data() {
-                CONTROL => on_message(machine, reporter)?,
+                CONTROL => on_message(machine, reporter, &mut changes)?,
                 EXITS => on_vcpus(machine, reporter),
+                DRIVES => {
+                    answer(changes.hear(machine.drives()), reporter);
+                    None
+                }
                 _ => Some((None, Some(EndReason::GuestReset))),
             };
             if let Some(end) = end {
                 return Ok(end);
             }
         }
+        answer(changes.expire(machine.drives()), reporter);
     }
 }
 
-fn on_message(machine: &Machine, reporter: &Reporter) -> Result<Option<End>, VmmError> {
+/// Tells husk how a change went.
+fn answer(answer: Option<FromCell>, reporter: &Reporter) {
+    if let Some(answer) = answer {
+        let _gone = reporter.send(&answer);
+    }
+}
+
+fn on_message(
+    machine: &Machine,
+    reporter: &Reporter,
+    changes: &mut Changes,
+) -> Result<Option<End>, VmmError> {
     let received = match control::receive(reporter, true) {
         Ok(Some(received)) => received,
         // husk has gone, and the sandbox with it.
@@ -72,6 +91,10 @@ fn on_message(machine: &Machine, reporter: &Reporter) -> Result<Option<End>, Vmm
         }
         (_, Request::Memory { requested_mib }) => {
             machine.request_memory(requested_mib);
+            Ok(None)
+        }
+        (_, Request::Change { request, change, descriptors }) => {
+            answer(changes.begin(machine.drives(), request, change, descriptors), reporter);
             Ok(None)
         }
         (_, Request::Start { .. }) => Err(Refused::Started(State::Running).into()),

@@ -3,7 +3,7 @@
 //! Invariant: [`admit`] is a pure function of state and request; nothing else decides.
 
 use crate::control::Received;
-use husk_protocol::control::ToCell;
+use husk_protocol::control::{Change, ToCell};
 use husk_protocol::spec::RawSpec;
 use std::os::fd::OwnedFd;
 
@@ -35,6 +35,15 @@ pub enum Request {
         /// In MiB.
         requested_mib: u64,
     },
+    /// Change it while it runs.
+    Change {
+        /// Which request.
+        request: u32,
+        /// What.
+        change: Change,
+        /// The files that it names.
+        descriptors: Vec<OwnedFd>,
+    },
     /// The answer about a guest's connection to the host.
     VsockConnected {
         /// Which connection.
@@ -52,6 +61,7 @@ impl From<Received> for Request {
             ToCell::Start { spec } => Self::Start { spec, descriptors },
             ToCell::Stop => Self::Stop,
             ToCell::Memory { requested_mib } => Self::Memory { requested_mib },
+            ToCell::Change { request, change } => Self::Change { request, change, descriptors },
             ToCell::VsockConnected { request, connected } => {
                 let stream = descriptors.into_iter().next().filter(|_| connected);
                 Self::VsockConnected { request, stream }
@@ -80,17 +90,21 @@ pub fn admit(state: State, request: &Request) -> Result<State, Refused> {
         (State::Waiting, Request::Start { .. }) => Ok(State::Running),
         (_, Request::Start { .. }) => Err(Refused::Started(state)),
         (_, Request::Stop) => Ok(State::Ended),
-        (State::Running, Request::VsockConnected { .. } | Request::Memory { .. }) => Ok(State::Running),
-        (State::Waiting | State::Ended, Request::VsockConnected { .. }) => {
-            Err(Refused::NoMachine("vsock_connected"))
-        }
-        (State::Waiting | State::Ended, Request::Memory { .. }) => Err(Refused::NoMachine("memory")),
+        (
+            State::Running,
+            Request::VsockConnected { .. } | Request::Memory { .. } | Request::Change { .. },
+        ) => Ok(State::Running),
+        (_, Request::VsockConnected { .. }) => Err(Refused::NoMachine("vsock_connected")),
+        (_, Request::Memory { .. }) => Err(Refused::NoMachine("memory")),
+        (_, Request::Change { .. }) => Err(Refused::NoMachine("change")),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use husk_protocol::control::DriveChange;
+    use husk_protocol::spec::FileRef;
 
     fn start() -> Request {
         Request::Start { spec: Box::default(), descriptors: Vec::new() }
@@ -98,6 +112,11 @@ mod tests {
 
     fn answer() -> Request {
         Request::VsockConnected { request: 1, stream: None }
+    }
+
+    fn change() -> Request {
+        let drive = DriveChange { drive_id: "data".into(), path_on_host: FileRef::Fd(0) };
+        Request::Change { request: 1, change: Change::Drive(drive), descriptors: Vec::new() }
     }
 
     #[test]
@@ -110,7 +129,7 @@ mod tests {
             assert_eq!(admit(state, &Request::Stop), Ok(Ended));
         }
         let memory = Request::Memory { requested_mib: 2 };
-        for (request, name) in [(answer(), "vsock_connected"), (memory, "memory")] {
+        for (name, request) in [("vsock_connected", answer()), ("memory", memory), ("change", change())] {
             assert_eq!(admit(Waiting, &request), Err(Refused::NoMachine(name)));
             assert_eq!(admit(Running, &request), Ok(Running));
             assert_eq!(admit(Ended, &request), Err(Refused::NoMachine(name)));

@@ -1,10 +1,11 @@
 //! A drive's thread: waits for the drive's queues, moves data between guest memory and the drive's one file.
 //!
-//! Refuses by absence whatever is not a disk's: sockets, positions in files.
+//! Refuses by absence whatever is not a disk's: sockets, opening, and the making or changing of a ring, whose operations pass
+//! by every filter.
 
 use crate::rule::Rule;
-use crate::tables::form::{any, is, when};
-use crate::values::{FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE};
+use crate::tables::form::{any, is, is_long, when};
+use crate::values::{F_GETFL, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE};
 
 /// See the module.
 pub(crate) const RULES: &[Rule] = &[
@@ -17,4 +18,14 @@ pub(crate) const RULES: &[Rule] = &[
     any("fdatasync", "the guest flushes the drive"),
     when("fallocate", &[is(1, FALLOC_PUNCH_HOLE)], "the guest discards a range; never another length"),
     when("fallocate", &[is(1, FALLOC_ZERO_RANGE)], "the guest writes zeros to a range; never another length"),
+    any("fstat", "size and kind of a file that is to take the drive's place"),
+    any("lseek", "the size of a block device that is to: where its end is"),
+    when("fcntl", &[is(1, F_GETFL)], "whether such a file was opened for writing"),
 ];
+
+/// What a drive with a ring does on top.
+pub(crate) const RING: &[Rule] = &[when(
+    "io_uring_enter",
+    &[is(2, 0), is(3, 0), is_long(4, 0)],
+    "requests go to the drive's ring, which knows one file and four operations; it never waits there",
+)];

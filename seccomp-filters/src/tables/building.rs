@@ -1,7 +1,8 @@
 //! What only the building phase does: set the machine up in KVM, map its memory, read kernel and initrd, make threads.
 //!
 //! Refuses by absence what no phase of the runtime does: opening any path, sockets, executing, new processes,
-//! namespaces, executable memory, ptrace, bpf, io_uring, keys.
+//! namespaces, executable memory, ptrace, bpf, keys. Only here a ring is made and restricted: afterwards nobody makes another,
+//! or changes what one may do.
 
 use crate::rule::{Arch, Arg, Rule};
 use crate::tables::form::{any, is, is_long, only, when, within, within_int, within_with};
@@ -53,13 +54,32 @@ pub(crate) const RULES: &[Rule] = &[
     ),
     when(
         "mmap",
-        &[within(1, VCPU_PAGES), within(2, PROT_READ_WRITE), is_long(3, MAP_SHARED)],
+        &[within(1, SHARED_PAGES), within(2, PROT_READ_WRITE), is_long(3, MAP_SHARED)],
         "the vCPUs' shared pages; too small for a file of any worth",
     ),
     when(
         "mmap",
         &[is_long(2, PROT_READ), is_long(3, MAP_SHARED_FIXED)],
         "an image in the guest's memory: its file's own pages, never writable",
+    ),
+    any("io_uring_setup", "a drive's ring, disabled at first"),
+    when("io_uring_register", &[is(1, IORING_REGISTER_FILES)], "its one file"),
+    when("io_uring_register", &[is(1, IORING_REGISTER_EVENTFD)], "the bell of its completions"),
+    when(
+        "io_uring_register",
+        &[is(1, IORING_REGISTER_IOWQ_MAX_WORKERS)],
+        "how many threads wait for its disk",
+    ),
+    when(
+        "io_uring_register",
+        &[is(1, IORING_REGISTER_RESTRICTIONS)],
+        "it takes four operations and no registration",
+    ),
+    when("io_uring_register", &[is(1, IORING_REGISTER_ENABLE_RINGS)], "from now on it does"),
+    when(
+        "mmap",
+        &[within(1, SHARED_PAGES), within(2, PROT_READ_WRITE), is_long(3, MAP_SHARED_POPULATE)],
+        "a ring's queues; too small for a file of any worth",
     ),
     when("madvise", &[is(2, MADV_HUGEPAGE)], "guest memory in transparent huge pages"),
     when("madvise", &[is(2, MADV_NOHUGEPAGE)], "but not low memory, of which a boot uses some KiB"),
@@ -78,10 +98,7 @@ pub(crate) const RULES: &[Rule] = &[
     when("epoll_create1", &[within_int(0, CLOEXEC_NONBLOCK)], "an event loop"),
     when("timerfd_create", &[within_int(1, CLOEXEC_NONBLOCK)], "connections' deadlines, rate limiters"),
     any("pread64", "kernel and initrd are read, the latter straight into guest memory"),
-    any("lseek", "a block device is as long as where its end is"),
-    any("fstat", "size and kind of the files that came along"),
     any("statx", "the same, as Rust's library asks"),
-    when("fcntl", &[is(1, F_GETFL)], "whether a drive was opened for writing"),
     when("fcntl", &[is(1, F_DUPFD_CLOEXEC)], "a descriptor for a second owner"),
     when("fcntl", &[is(1, F_SETFD), is(2, FD_CLOEXEC)], "the C library does so after F_DUPFD_CLOEXEC"),
     when(

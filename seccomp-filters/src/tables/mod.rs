@@ -21,11 +21,18 @@ pub(crate) const fn groups(role: Role) -> &'static [&'static [Rule]] {
         Role::Vcpu => &[vcpu::RULES, every::RULES],
         Role::Device => &[device::RULES, every::RULES],
         Role::Block => &[block::RULES, every::RULES],
+        Role::BlockRing => &[block::RING, block::RULES, every::RULES],
         Role::Control => &[control::RULES, every::RULES],
         Role::Volume => &[volume::RULES, every::RULES],
         Role::VolumeWritable => &[volume::RULES, volume::CHANGES, every::RULES],
-        Role::Build => {
-            &[vcpu::RULES, device::RULES, block::RULES, control::RULES, every::RULES, building::RULES]
-        }
+        Role::Build => &[
+            vcpu::RULES,
+            device::RULES,
+            block::RING,
+            block::RULES,
+            control::RULES,
+            every::RULES,
+            building::RULES,
+        ],
     }
 }

@@ -32,7 +32,8 @@ const OF_THE_C_LIBRARY: &[(&str, libc::c_long)] = same_numbers! {
     linkat => SYS_linkat, mkdirat => SYS_mkdirat, mknodat => SYS_mknodat, openat => SYS_openat,
     readlinkat => SYS_readlinkat, renameat2 => SYS_renameat2, setresgid => SYS_setresgid,
     setresuid => SYS_setresuid, symlinkat => SYS_symlinkat, umask => SYS_umask, unlinkat => SYS_unlinkat,
-    utimensat => SYS_utimensat,
+    utimensat => SYS_utimensat, io_uring_setup => SYS_io_uring_setup, io_uring_enter => SYS_io_uring_enter,
+    io_uring_register => SYS_io_uring_register,
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -118,6 +119,18 @@ fn requests_of_aarch64_are_encoded_as_the_headers_do() {
     assert_eq!(KVM_ARM_PREFERRED_TARGET, request(READ, 0xaf, 32));
 }
 
+#[test]
+fn registrations_of_a_ring_are_the_headers() {
+    use rustix::io_uring::IoringRegisterOp as Op;
+    // 128 requests of 64 bytes; what completes has less.
+    const { assert!(SHARED_PAGES > 128 * 64, "a ring's queues hold more than this") };
+    assert_eq!(IORING_REGISTER_FILES, Op::RegisterFiles as u32);
+    assert_eq!(IORING_REGISTER_EVENTFD, Op::RegisterEventfd as u32);
+    assert_eq!(IORING_REGISTER_RESTRICTIONS, Op::RegisterRestrictions as u32);
+    assert_eq!(IORING_REGISTER_ENABLE_RINGS, Op::RegisterEnableRings as u32);
+    assert_eq!(IORING_REGISTER_IOWQ_MAX_WORKERS, Op::RegisterIowqMaxWorkers as u32);
+}
+
 fn word(constant: libc::c_int) -> u32 {
     u32::from_ne_bytes(constant.to_ne_bytes())
 }
@@ -143,7 +156,11 @@ fn flags_are_the_c_librarys() {
     assert_eq!(MAP_ANONYMOUS, u64::from(word(libc::MAP_ANONYMOUS)));
     assert_eq!(MAP_SHARED, u64::from(word(libc::MAP_SHARED)));
     assert_eq!(MAP_SHARED_FIXED, u64::from(word(libc::MAP_SHARED | libc::MAP_FIXED)));
-    assert!(u128::from(VCPU_PAGES) > size_of::<kvm::kvm_run>() as u128, "a vCPU's pages hold more than this");
+    assert_eq!(MAP_SHARED_POPULATE, u64::from(word(libc::MAP_SHARED | libc::MAP_POPULATE)));
+    assert!(
+        u128::from(SHARED_PAGES) > size_of::<kvm::kvm_run>() as u128,
+        "a vCPU's pages hold more than this"
+    );
     let building = libc::MAP_PRIVATE
         | libc::MAP_FIXED
         | libc::MAP_ANONYMOUS

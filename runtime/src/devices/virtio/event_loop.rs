@@ -58,6 +58,7 @@ enum Patience {
 enum Command {
     Run { key: WorkerKey, worker: Box<dyn Worker>, owner: Arc<dyn Owner> },
     Drain { key: WorkerKey, patience: Patience },
+    Call(Box<dyn FnOnce() + Send>),
     Stop,
 }
 
@@ -102,6 +103,11 @@ impl LoopHandle {
     /// the patience.
     pub fn pause(&self, key: WorkerKey) {
         self.send(Command::Drain { key, patience: Patience::Endless });
+    }
+
+    /// Has `call` run on the loop's thread, between two events.
+    pub fn call(&self, call: Box<dyn FnOnce() + Send>) {
+        self.send(Command::Call(call));
     }
 
     /// Ends the loop.
@@ -231,6 +237,7 @@ impl EventLoop {
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::Stop => return ControlFlow::Break(()),
+                Command::Call(call) => call(),
                 Command::Run { key, worker, owner } => self.adopt(key, worker, owner),
                 Command::Drain { key, patience } => {
                     if let Some(slot) = self.slots.get_mut(&key) {

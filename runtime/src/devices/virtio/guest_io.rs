@@ -244,6 +244,12 @@ impl<'m> GuestIo<'m> {
         self.pieces.len() - self.first
     }
 
+    /// Addresses and lengths of what is left, in at most 1024 pieces: for a call that outlives this. Who makes it keeps the
+    /// memory mapped.
+    pub(super) fn addresses(&self) -> Vec<libc::iovec> {
+        self.list().0
+    }
+
     fn list(&self) -> (Vec<libc::iovec>, libc::c_int) {
         let list: Vec<_> = self.pieces[self.first..]
             .iter()

@@ -13,6 +13,7 @@ pub mod event_loop;
 pub mod fs;
 pub mod gate;
 pub mod guest_io;
+pub mod guest_ring;
 pub mod limiter;
 pub mod mem;
 pub mod mmio;
@@ -91,6 +92,10 @@ pub trait VirtioDevice: Send {
     /// Writes the configuration space; the default has nothing that could be written.
     fn write_config(&mut self, offset: u64, data: &[u8]) {
         let _ = (offset, data);
+    }
+    /// Changes whenever the configuration does by itself (virtio 1.2, 2.5.1); the default never does.
+    fn config_generation(&self) -> u32 {
+        0
     }
     /// Hands queues and backend over to a worker. Runs on a vCPU thread: allocates at most, makes no descriptor.
     fn activate(&mut self, activation: Activation) -> Result<Box<dyn Worker>, ActivateError>;

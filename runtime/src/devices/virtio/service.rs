@@ -2,7 +2,8 @@
 //!
 //! Owns the order of kicks, looks at the queue and interrupts. Refuses to hold the event loop: past a [`Budget`] the other
 //! devices come first, and the queue kicks itself; so it does where a rate limiter's gate closes. Invariant: a request is
-//! answered before the next is taken, so nothing is in flight between two events.
+//! answered before the next is taken, so nothing is in flight between two events, but what its device said would be answered
+//! [`Reply::Later`].
 
 use super::gate::Gate;
 use super::queue::{Chain, Popped, Virtqueue};
@@ -26,6 +27,19 @@ pub(super) struct Answer {
     pub(super) written: u32,
     /// What it cost, in the unit of the device's [`Budget`]; in bytes where there is a gate.
     pub(super) cost: u64,
+}
+
+/// What became of a request that was looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reply {
+    /// It is done.
+    Answered(Answer),
+    /// It makes no sense, and goes back unused.
+    Nonsense,
+    /// It will be given back later; what it cost is known already.
+    Later(u64),
+    /// There is no room for it now: it stays in the queue, with all behind it, until somebody serves the queue again.
+    Full,
 }
 
 /// What one queue is served with.
@@ -58,7 +72,19 @@ impl Service {
         &mut self,
         gate: Option<&mut Gate>,
         bytes: impl Fn(&Chain) -> u64,
-        answer: impl FnMut(&Memory, &Chain) -> Result<Option<Answer>, DeviceError>,
+        mut answer: impl FnMut(&Memory, &Chain) -> Result<Option<Answer>, DeviceError>,
+    ) -> Result<u32, DeviceError> {
+        self.take_through(gate, bytes, |memory, chain| {
+            Ok(answer(memory, chain)?.map_or(Reply::Nonsense, Reply::Answered))
+        })
+    }
+
+    /// The same for a device that answers some requests later.
+    pub(super) fn take_through(
+        &mut self,
+        gate: Option<&mut Gate>,
+        bytes: impl Fn(&Chain) -> u64,
+        answer: impl FnMut(&Memory, &Chain) -> Result<Reply, DeviceError>,
     ) -> Result<u32, DeviceError> {
         let index = self.queue.index();
         let queue_failed = |source| DeviceError::Queue { index, source };
@@ -73,7 +99,7 @@ impl Service {
         &mut self,
         mut gate: Option<&mut Gate>,
         bytes: impl Fn(&Chain) -> u64,
-        mut answer: impl FnMut(&Memory, &Chain) -> Result<Option<Answer>, DeviceError>,
+        mut answer: impl FnMut(&Memory, &Chain) -> Result<Reply, DeviceError>,
     ) -> Result<u32, DeviceError> {
         let index = self.queue.index();
         let queue_failed = |source| DeviceError::Queue { index, source };
@@ -90,18 +116,28 @@ impl Service {
                     self.queue.kick_again();
                     return Ok(count);
                 }
-                let answered = match popped {
+                let reply = match popped {
                     Popped::Chain => answer(self.queue.memory(), &self.chain)?,
-                    Popped::Malformed | Popped::Empty => None,
+                    Popped::Malformed | Popped::Empty => Reply::Nonsense,
                 };
-                if answered.is_none() {
-                    self.dropped.fetch_add(1, Ordering::Relaxed);
-                }
-                let Answer { written, cost: bytes } = answered.unwrap_or_default();
+                let (used, bytes) = match reply {
+                    Reply::Answered(Answer { written, cost }) => (Some(written), cost),
+                    Reply::Nonsense => {
+                        self.dropped.fetch_add(1, Ordering::Relaxed);
+                        (Some(0), 0)
+                    }
+                    Reply::Later(cost) => (None, cost),
+                    Reply::Full => {
+                        self.queue.unpop(1);
+                        return Ok(count);
+                    }
+                };
                 if let Some(gate) = &gate {
                     gate.took(bytes);
                 }
-                self.queue.add_used(self.chain.head, written).map_err(queue_failed)?;
+                if let Some(written) = used {
+                    self.queue.add_used(self.chain.head, written).map_err(queue_failed)?;
+                }
                 cost += bytes;
                 count += 1;
             } else if !self.queue.want_kicks().map_err(queue_failed)? {

@@ -1,27 +1,33 @@
 //! virtio-block (virtio 1.2, 5.2) over a raw file.
 //!
 //! Owns configuration and features; the worker has the queues, `request` the logic. Refuses files that cannot be a
-//! disk. The capacity is the file's length when the device is made, in sectors of 512 bytes: a tail shorter than a
+//! disk. The capacity is the file's length when it becomes the disk, in sectors of 512 bytes: a tail shorter than a
 //! sector is invisible to the guest. The file's content is never looked at, so no image format can be smuggled in.
 //! Invariant: whether writes are allowed is decided here, once, and checked on the host for each request.
 
+mod flight;
 mod ranges;
 mod request;
+mod seat;
 mod worker;
 
+pub use seat::{Answers, Exchange, ExchangeError};
+
+use super::event_loop::LoopHandle;
 use super::gate::{Gate, Limit};
 use super::{
     ActivateError, Activation, DeviceKind, FEATURE_EVENT_IDX, FEATURE_INDIRECT, VirtioDevice, Worker,
-    read_from,
 };
 use crate::state::{Format, LoadError, Section};
 use husk_protocol::spec::CacheType;
 use request::{Disk, SECTOR_BYTES};
+use seat::{CONFIG_BYTES, Seat};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use virtio_bindings::virtio_blk as blk;
+use worker::{BlockWorker, Outlets};
 
 /// Descriptors in a queue.
 const QUEUE_SIZE: u16 = 128;
@@ -64,6 +70,14 @@ pub enum BlockError {
         /// The file's length.
         length: u64,
     },
+    /// No descriptor is left for it.
+    #[error("drive {id}: {source} (the limit of open files)")]
+    Descriptor {
+        /// The drive.
+        id: String,
+        /// What the host said.
+        source: io::Error,
+    },
     /// Neither has a length that stays.
     #[error("drive {id}: neither a regular file nor a block device")]
     NotADisk {
@@ -75,15 +89,11 @@ pub enum BlockError {
 /// See the module.
 #[derive(Debug)]
 pub struct Block {
-    disk: Arc<Disk>,
+    seat: Arc<Seat>,
     features: u64,
-    config: [u8; CONFIG_BYTES],
     queue_sizes: Vec<u16>,
     limit: Option<Arc<Limit>>,
 }
-
-/// Up to and with `write_zeroes_may_unmap` of `virtio_blk_config`, and its padding.
-const CONFIG_BYTES: usize = 60;
 
 impl Block {
     /// The disk that `file` is. Its guest reads `id`'s first 20 bytes as the serial number. Without write-back caching
@@ -101,6 +111,7 @@ impl Block {
         cache: CacheType,
     ) -> Result<Self, BlockError> {
         let length = length(&file, id)?;
+        let is_part = part.is_some();
         let part = part.unwrap_or(0..length);
         if part.end > length {
             return Err(BlockError::Part { id: id.to_owned(), end: part.end, length });
@@ -129,8 +140,10 @@ impl Block {
         for (to, from) in serial.iter_mut().zip(id.bytes()) {
             *to = from;
         }
-        let disk = Arc::new(Disk { file, start: part.start, sectors, read_only, writeback, serial });
-        Ok(Self { disk, features, config, queue_sizes: vec![QUEUE_SIZE], limit: None })
+        let disk = Disk { file, start: part.start, sectors, read_only, writeback, serial };
+        let seat = Seat::new(disk, config, is_part);
+        let seat = seat.map_err(|source| BlockError::Descriptor { id: id.to_owned(), source })?;
+        Ok(Self { seat: Arc::new(seat), features, queue_sizes: vec![QUEUE_SIZE], limit: None })
     }
 
     /// The same disk with so many request queues, at least one: each vCPU can have its own, and none waits for another's
@@ -140,7 +153,7 @@ impl Block {
         self.queue_sizes = vec![QUEUE_SIZE; usize::from(queues.max(1))];
         if queues > 1 {
             self.features |= 1 << blk::VIRTIO_BLK_F_MQ;
-            self.config[34..36].copy_from_slice(&u16::from(queues).to_le_bytes());
+            self.seat.configure(34, &u16::from(queues).to_le_bytes());
         }
         self
     }
@@ -151,6 +164,27 @@ impl Block {
     pub fn with_limit(mut self, limit: Option<Limit>) -> Self {
         self.limit = limit.map(Arc::new);
         self
+    }
+
+    /// Makes an `io_uring` for its file, through which its worker then works. To be called before the device is shown.
+    ///
+    /// # Errors
+    /// The host has none, or none for us; the disk works without.
+    pub fn add_ring(&self) -> io::Result<()> {
+        self.seat.add_ring()
+    }
+
+    /// As the configuration has it now.
+    fn sectors(&self) -> u64 {
+        let mut sectors = [0; 8];
+        self.seat.read_config(0, &mut sectors);
+        u64::from_le_bytes(sectors)
+    }
+
+    /// The way to give it another file while it works; its worker runs on `event_loop`.
+    #[must_use]
+    pub fn exchange(&self, event_loop: LoopHandle) -> Exchange {
+        Exchange::new(Arc::clone(&self.seat), event_loop)
     }
 }
 
@@ -203,24 +237,32 @@ impl VirtioDevice for Block {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_from(&self.config, offset, data);
+        self.seat.read_config(offset, data);
+    }
+
+    fn config_generation(&self) -> u32 {
+        self.seat.generation()
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<Box<dyn Worker>, ActivateError> {
         // A driver may use fewer queues than there are, but not none.
         let first = activation.take_queue(0)?;
-        let queues = std::iter::once(first).chain(activation.queues.into_iter().flatten()).collect();
+        let queues = std::iter::once(first)
+            .chain(std::mem::take(&mut activation.queues).into_iter().flatten())
+            .collect();
         let gate = self.limit.clone().map(Gate::new);
-        Ok(Box::new(worker::BlockWorker::new(queues, self.disk.clone(), gate, &activation.dropped)))
+        let Activation { interrupt, dropped, .. } = activation;
+        let outlets = Outlets { interrupt, dropped };
+        Ok(Box::new(BlockWorker::new(queues, Arc::clone(&self.seat), gate, outlets)))
     }
 
     fn save(&self) -> Section {
-        FORMAT.section(&self.disk.sectors)
+        FORMAT.section(&self.sectors())
     }
 
     /// The guest goes on with file systems and partitions of the disk that it knows: another one is as large.
     fn load(&mut self, section: &Section) -> Result<(), LoadError> {
-        let (was, is): (u64, _) = (FORMAT.parse(section)?, self.disk.sectors);
+        let (was, is): (u64, _) = (FORMAT.parse(section)?, self.sectors());
         FORMAT.check(was == is, "capacity", was, format_args!("{is}, as the drive's file has"))
     }
 }

@@ -45,48 +45,90 @@ struct Range {
     unmap: bool,
 }
 
-/// Does what `data`, the ranges of a request, asks for. Adds to `zeroed` the bytes that the host may have had to write for
-/// it: those of ranges whose blocks it was not asked to, or could not, let go of.
-pub(super) fn apply(disk: &Disk, kind: Kind, data: &mut GuestIo<'_>, zeroed: &mut u64) -> Status {
-    if disk.read_only {
-        return Status::IoError;
+/// What a request about ranges asks for, and how far it has come: one call after the other, until one fails.
+#[derive(Debug)]
+pub(super) struct Calls {
+    kind: Kind,
+    ranges: [Option<Range>; DISCARD_SEGMENTS as usize],
+    next: usize,
+    /// The host could not let the next range's blocks go, so zeros are written after all.
+    fallback: bool,
+    /// Bytes that the host may have had to write: of ranges whose blocks it was not asked to, or could not, let go of.
+    pub(super) zeroed: u64,
+}
+
+impl Calls {
+    /// The ranges in `data`, if all of them are sound and the disk may be written to.
+    pub(super) fn of(disk: &Disk, kind: Kind, data: &mut GuestIo<'_>) -> Result<Self, Status> {
+        if disk.read_only {
+            return Err(Status::IoError);
+        }
+        let mut ranges = [None; DISCARD_SEGMENTS as usize];
+        let most = if kind == Kind::Discard { DISCARD_SEGMENTS } else { ZEROES_SEGMENTS };
+        let count = data.len() / SEGMENT_BYTES;
+        if !data.len().is_multiple_of(SEGMENT_BYTES) || count == 0 || count > most as usize {
+            return Err(Status::IoError);
+        }
+        for range in &mut ranges[..count] {
+            let mut segment = [0; SEGMENT_BYTES];
+            data.copy_into(&mut segment);
+            *range = Some(check(disk, kind, segment)?);
+        }
+        Ok(Self { kind, ranges, next: 0, fallback: false, zeroed: 0 })
     }
-    let mut ranges = [None; DISCARD_SEGMENTS as usize];
-    let most = if kind == Kind::Discard { DISCARD_SEGMENTS } else { ZEROES_SEGMENTS };
-    let count = data.len() / SEGMENT_BYTES;
-    if !data.len().is_multiple_of(SEGMENT_BYTES) || count == 0 || count > most as usize {
-        return Status::IoError;
+
+    /// The next call: mode, and bytes of the disk's file. `None`: all is done.
+    pub(super) fn call(&mut self) -> Option<(FallocateFlags, std::ops::Range<u64>)> {
+        let range = loop {
+            match self.ranges.get(self.next).copied().flatten()? {
+                range if range.len > 0 => break range,
+                _ => self.next += 1,
+            }
+        };
+        let mode = if self.punches(range) { FallocateFlags::PUNCH_HOLE } else { FallocateFlags::ZERO_RANGE };
+        Some((mode | FallocateFlags::KEEP_SIZE, range.offset..range.offset + range.len))
     }
-    for range in &mut ranges[..count] {
-        let mut segment = [0; SEGMENT_BYTES];
-        data.copy_into(&mut segment);
-        match check(disk, kind, segment) {
-            Ok(sound) => *range = Some(sound),
-            Err(status) => return status,
+
+    /// Blocks that may go need not be zeros on the disk.
+    fn punches(&self, range: Range) -> bool {
+        self.kind == Kind::Discard || range.unmap && !self.fallback
+    }
+
+    /// The next call was made. A status if it was the last.
+    pub(super) fn done(&mut self, result: Result<(), Errno>) -> Option<Status> {
+        let range = self.ranges.get(self.next).copied().flatten()?;
+        if !self.punches(range) && result != Err(Errno::OPNOTSUPP) {
+            self.zeroed += range.len;
+        }
+        match result {
+            Err(Errno::INTR) => None,
+            Err(Errno::OPNOTSUPP) if self.kind == Kind::WriteZeroes && self.punches(range) => {
+                self.fallback = true;
+                None
+            }
+            Err(Errno::OPNOTSUPP) => Some(Status::Unsupported),
+            Err(_) => Some(Status::IoError),
+            Ok(()) => {
+                (self.next, self.fallback) = (self.next + 1, false);
+                None
+            }
         }
     }
-    let mut zero = |range: Range| {
-        let done = zero(disk, range);
-        *zeroed += if done == Err(Errno::OPNOTSUPP) { 0 } else { range.len };
-        done
+}
+
+/// Does what `data`, the ranges of a request, asks for. Adds to `zeroed` the bytes that the host may have had to write for
+/// it.
+pub(super) fn apply(disk: &Disk, kind: Kind, data: &mut GuestIo<'_>, zeroed: &mut u64) -> Status {
+    let mut calls = match Calls::of(disk, kind, data) {
+        Ok(calls) => calls,
+        Err(status) => return status,
     };
-    let refused = ranges.into_iter().flatten().filter(|range| range.len > 0).find_map(|range| {
-        let done = match kind {
-            Kind::Discard => punch(disk, range),
-            // Blocks that may go need not be zeros on the disk; a host that cannot let them go writes zeros after all.
-            Kind::WriteZeroes if range.unmap => match punch(disk, range) {
-                Err(Errno::OPNOTSUPP) => zero(range),
-                done => done,
-            },
-            Kind::WriteZeroes => zero(range),
-        };
-        done.err()
-    });
-    match refused {
-        None => Status::Ok,
-        Some(Errno::OPNOTSUPP) => Status::Unsupported,
-        Some(_) => Status::IoError,
+    let mut status = None;
+    while let (None, Some((mode, range))) = (status, calls.call()) {
+        status = calls.done(fallocate(&disk.file, mode, range.start, range.end - range.start));
     }
+    *zeroed += calls.zeroed;
+    status.unwrap_or(Status::Ok)
 }
 
 fn check(disk: &Disk, kind: Kind, segment: [u8; SEGMENT_BYTES]) -> Result<Range, Status> {
@@ -105,25 +147,6 @@ fn check(disk: &Disk, kind: Kind, segment: [u8; SEGMENT_BYTES]) -> Result<Range,
     }
     // On the disk, whose length in bytes is a file's: neither product overflows.
     Ok(Range { offset: sector * SECTOR_BYTES, len: u64::from(sectors) * SECTOR_BYTES, unmap: flags != 0 })
-}
-
-/// Gives the blocks back; they read as zeros.
-fn punch(disk: &Disk, range: Range) -> Result<(), Errno> {
-    call(disk, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, range)
-}
-
-/// Makes the blocks read as zeros and keeps them.
-fn zero(disk: &Disk, range: Range) -> Result<(), Errno> {
-    call(disk, FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE, range)
-}
-
-fn call(disk: &Disk, mode: FallocateFlags, range: Range) -> Result<(), Errno> {
-    loop {
-        match fallocate(&disk.file, mode, range.offset, range.len) {
-            Err(Errno::INTR) => {}
-            done => return done,
-        }
-    }
 }
 
 #[cfg(test)]

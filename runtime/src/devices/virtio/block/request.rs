@@ -37,6 +37,14 @@ pub(super) struct Disk {
     pub(super) serial: [u8; ID_BYTES],
 }
 
+impl Disk {
+    /// The same disk with all of another file in place of its own.
+    pub(super) fn with_file(&self, file: File, sectors: u64) -> Self {
+        let Self { read_only, writeback, serial, .. } = *self;
+        Self { file, start: 0, sectors, read_only, writeback, serial }
+    }
+}
+
 /// The status byte at a request's end (`VIRTIO_BLK_S_*`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -95,9 +103,28 @@ pub(super) fn handle(memory: &Memory, chain: &Chain, disk: &Disk) -> Result<Answ
     Ok(Answer { written: answered, cost: (read + written) as u64 + zeroed })
 }
 
+/// What kind of request `chain` says that it is, and the sector.
+pub(super) fn header(memory: &Memory, chain: &Chain) -> Result<(u32, u64), Nonsense> {
+    let mut header = [0; HEADER_BYTES];
+    if GuestIo::new(memory, &chain.readable, Permissions::Read)?.copy_into(&mut header) != HEADER_BYTES {
+        return Err(Nonsense);
+    }
+    let (kind, _reserved, sector) = split(header);
+    Ok((kind, sector))
+}
+
 fn split(header: [u8; HEADER_BYTES]) -> (u32, u32, u64) {
     let [a, b, c, d, e, f, g, h, sector @ ..] = header;
     (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]), u64::from_le_bytes(sector))
+}
+
+/// Where in the file `bytes` bytes at `sector` are, if they may be moved in one request and lie on the disk.
+pub(super) fn place(disk: &Disk, sector: u64, bytes: usize) -> Option<u64> {
+    let bytes = bytes as u64;
+    let end = sector.checked_add(bytes / SECTOR_BYTES)?;
+    let sound = bytes.is_multiple_of(SECTOR_BYTES) && bytes <= MAX_BYTES && end <= disk.sectors;
+    // The end is on the disk, so its offset in the file does not overflow.
+    sound.then(|| disk.start + sector * SECTOR_BYTES)
 }
 
 /// Moves all of `data` from or to the disk at `sector`, if it lies there.
@@ -107,13 +134,7 @@ fn transfer<'m>(
     data: &mut GuestIo<'m>,
     step: fn(&mut GuestIo<'m>, BorrowedFd<'_>, u64) -> io::Result<usize>,
 ) -> Status {
-    let bytes = data.len() as u64;
-    let end = sector.checked_add(bytes / SECTOR_BYTES);
-    if !bytes.is_multiple_of(SECTOR_BYTES) || bytes > MAX_BYTES || end.is_none_or(|end| end > disk.sectors) {
-        return Status::IoError;
-    }
-    // The end is on the disk, so its offset in the file does not overflow.
-    let mut offset = disk.start + sector * SECTOR_BYTES;
+    let Some(mut offset) = place(disk, sector, data.len()) else { return Status::IoError };
     while !data.is_empty() {
         match step(data, disk.file.as_fd(), offset) {
             // The file has shrunk under the disk.

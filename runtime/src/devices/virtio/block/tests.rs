@@ -1,4 +1,5 @@
 mod limits;
+mod ring;
 mod state;
 
 use super::*;

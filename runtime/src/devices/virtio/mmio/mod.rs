@@ -167,6 +167,11 @@ impl MmioTransport {
         queues.map(|(_, setup, _)| setup).collect()
     }
 
+    /// What the host changes and what the device changes by itself both count.
+    fn config_generation(&self, state: &State) -> u32 {
+        self.generation.load(Ordering::SeqCst).wrapping_add(state.device.config_generation())
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -246,7 +251,7 @@ impl MmioTransport {
     fn read_register(&self, offset: u32) -> u32 {
         match offset {
             mmio::VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt.status.load(Ordering::SeqCst),
-            mmio::VIRTIO_MMIO_CONFIG_GENERATION => self.generation.load(Ordering::SeqCst),
+            mmio::VIRTIO_MMIO_CONFIG_GENERATION => self.config_generation(&self.lock()),
             _ => self.lock().registers.read(offset),
         }
     }

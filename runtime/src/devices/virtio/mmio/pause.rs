@@ -160,7 +160,7 @@ impl MmioTransport {
             kind: self.kind.id(),
             registers: state.registers.save(),
             interrupts: self.interrupt.status.load(Ordering::SeqCst),
-            generation: self.generation.load(Ordering::SeqCst),
+            generation: self.config_generation(&state),
             positions: state.registers.queues().map(|(index, ..)| position(index).filter(|_| runs)).collect(),
             device: state.device.save(),
         };
@@ -191,7 +191,8 @@ impl MmioTransport {
         let kept = if registers.runs() { self.queues_at(&registers, &saved.positions)? } else { Vec::new() };
         state.device.load(&saved.device)?;
         self.interrupt.status.store(interrupts, Ordering::SeqCst);
-        self.generation.store(saved.generation, Ordering::SeqCst);
+        let own = state.device.config_generation();
+        self.generation.store(saved.generation.wrapping_sub(own), Ordering::SeqCst);
         (state.registers, state.kept, state.phase) = (registers, kept, Phase::Paused);
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! A disk's requests across a save and a load.
 
 use super::*;
+use crate::devices::virtio::guest_ring::tests::ring_of;
 use crate::devices::virtio::testkit::HIGH;
 use crate::devices::virtio::testkit::rig::Rig;
 use std::collections::BTreeSet;
@@ -81,6 +82,47 @@ fn block_saves_and_loads_with_requests_in_flight() {
     let head = write(&mut rig, 1);
     rig.kick(0);
     rig.until(|rig| rig.rings[0].take_used() == Some((head.into(), 1)));
+    rig.is_well();
+}
+
+#[test]
+fn an_async_drive_saves_and_loads_with_requests_in_flight() {
+    let file = file(BYTES * REQUESTS);
+    if ring_of::<()>(&file).is_none() {
+        return;
+    }
+    let ringed = || {
+        let device = device(&file);
+        device.add_ring().unwrap();
+        device
+    };
+    let mut rig = Rig::start_drive(ringed());
+    let pattern: Vec<u8> = (0..1_u32 << 20).flat_map(u32::to_le_bytes).collect();
+    rig.write(HIGH, &pattern);
+    let half = REQUESTS / 2;
+    let mut heads: BTreeSet<u32> = (0..half).map(|number| write(&mut rig, number).into()).collect();
+    rig.kick(0);
+    rig.turn_drive();
+    rig.transport.pause();
+    heads.extend((half..REQUESTS).map(|number| u32::from(write(&mut rig, number))));
+    rig.until(|rig| rig.is_paused());
+    let mut used = rig.rings[0].take_all_used();
+    assert!(used.len() <= half, "what came after the pause waits");
+
+    let mut rig = rig.restore(ringed());
+    rig.until(|rig| {
+        used.extend(rig.rings[0].take_all_used());
+        used.len() >= REQUESTS
+    });
+    rig.settle();
+    assert!(rig.rings[0].take_all_used().is_empty(), "none is answered twice");
+    assert_eq!(used.iter().map(|&(head, _)| head).collect::<BTreeSet<_>>(), heads);
+    let mut content = vec![0; BYTES];
+    for number in 0..REQUESTS {
+        assert_eq!(rig.read(STATUSES + number as u64, 1), [0]);
+        file.read_exact_at(&mut content, (number * BYTES) as u64).unwrap();
+        assert!(content == rig.read(data(number), BYTES), "request {number}");
+    }
     rig.is_well();
 }
 

@@ -1,0 +1,160 @@
+//! Who asks a running sandbox for a change.
+//!
+//! Owns the opened file until it has gone. Refuses what the sandbox's record says cannot be, before anybody is asked.
+//! Invariant: it returns within [`PATIENCE`], with the sandbox's own word or with one that says that there was none.
+
+use super::{address, receive, send};
+use crate::image::{Access, Image, ImageError};
+use crate::state::{DriveRecord, Record, State, StateError};
+use husk_protocol::control::{CHANGE_PATIENCE_S, Change, Changed, DriveChange, Fault, Refusal};
+use husk_protocol::spec::FileRef;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// Longer than the sandbox takes for an answer, however slow the machine is.
+const PATIENCE: Duration = Duration::from_secs(CHANGE_PATIENCE_S + 25);
+
+/// What is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Ask {
+    /// `FILE` in place of the one behind a drive.
+    Drive {
+        /// The drive's id.
+        id: String,
+        /// The file.
+        file: PathBuf,
+    },
+}
+
+/// A change that did not come about.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AskError {
+    /// The sandbox.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The file.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The drive is not there.
+    #[error("drive {id:?} is not one of the sandbox's; it has {has}")]
+    Drive {
+        /// As asked for.
+        id: String,
+        /// Those that there are.
+        has: String,
+    },
+    /// The drive's disk is not a file of its own.
+    #[error(
+        "drive {0:?} is a part of a file, as Husk's own root is of husk's; only a whole file can be replaced"
+    )]
+    Part(String),
+    /// Nobody listens.
+    #[error("sandbox {id} cannot be asked: {source}")]
+    Socket {
+        /// Its id.
+        id: String,
+        /// The system's word.
+        source: io::Error,
+    },
+    /// It has ended.
+    #[error("sandbox {0} has ended")]
+    Ended(String),
+    /// It said nothing.
+    #[error("sandbox {0} did not answer within {PATIENCE:?}")]
+    Silence(String),
+    /// Its word.
+    #[error("sandbox {id}: {message}")]
+    Refused {
+        /// Its id.
+        id: String,
+        /// Who is to blame.
+        fault: Fault,
+        /// Why.
+        message: String,
+    },
+}
+
+impl AskError {
+    /// Who is at fault.
+    pub(crate) fn fault(&self) -> Fault {
+        match self {
+            Self::State(error) => error.fault(),
+            Self::Image(error) => error.fault(),
+            Self::Drive { .. } | Self::Part(_) | Self::Ended(_) => Fault::Operator,
+            Self::Socket { .. } | Self::Silence(_) => Fault::Host,
+            Self::Refused { fault, .. } => *fault,
+        }
+    }
+}
+
+/// Asks the sandbox whose id is, or begins with, `prefix`; its whole id, and how it went.
+pub(crate) fn ask(state: &State, prefix: &str, ask: &Ask) -> Result<String, AskError> {
+    let record = state.find(prefix)?;
+    let Ask::Drive { id, file } = ask;
+    let drive = drive(&record, id)?;
+    let access = if drive.writable { Access::WritableDisk } else { Access::Disk };
+    let image = Image::open("drive", file, access)?;
+    // The lock goes with the descriptor: from here on the file is the sandbox's.
+    image.lock(drive.writable)?;
+    let change = Change::Drive(DriveChange { drive_id: id.clone(), path_on_host: FileRef::Fd(0) });
+    tell(state, &record.id, &change, image.file.into())?;
+    Ok(record.id)
+}
+
+fn drive<'r>(record: &'r Record, id: &str) -> Result<&'r DriveRecord, AskError> {
+    let Some(drive) = record.drives.iter().find(|drive| drive.id == id) else {
+        let ids: Vec<&str> = record.drives.iter().map(|drive| drive.id.as_str()).collect();
+        let has = if ids.is_empty() { "none".to_owned() } else { ids.join(", ") };
+        return Err(AskError::Drive { id: crate::text::line(id), has });
+    };
+    if drive.part { Err(AskError::Part(id.to_owned())) } else { Ok(drive) }
+}
+
+/// Sends the question, and waits for the answer.
+fn tell(state: &State, id: &str, change: &Change, file: OwnedFd) -> Result<(), AskError> {
+    let failed = |errno: Errno| AskError::Socket { id: id.to_owned(), source: errno.into() };
+    let (address, _directory) = address(&state.sandboxes().join(id)).map_err(|errno| match errno {
+        Errno::NOENT => AskError::Ended(id.to_owned()),
+        errno => failed(errno),
+    })?;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
+    let socket = socket.map_err(failed)?;
+    connect(&socket, &address).map_err(|errno| match errno {
+        Errno::CONNREFUSED => AskError::Ended(id.to_owned()),
+        errno => failed(errno),
+    })?;
+    let text = serde_json::to_vec(change).map_err(|_| failed(Errno::INVAL))?;
+    match send(&socket, &text, &[file.as_fd()]) {
+        // It may have sent us away before we could speak; it says so.
+        Ok(()) | Err(Errno::PIPE) => {}
+        Err(errno) => return Err(failed(errno)),
+    }
+    drop(file);
+    let deadline = Instant::now() + PATIENCE;
+    let bytes = loop {
+        match receive(socket.as_fd()) {
+            Ok((bytes, _)) => break bytes,
+            Err(Errno::CONNRESET) => break Vec::new(),
+            Err(Errno::AGAIN | Errno::INTR) if Instant::now() < deadline => {}
+            Err(Errno::AGAIN | Errno::INTR) => return Err(AskError::Silence(id.to_owned())),
+            Err(errno) => return Err(failed(errno)),
+        }
+        let rest = Timespec::try_from(deadline.saturating_duration_since(Instant::now()));
+        let mut fds = [PollFd::new(&socket, PollFlags::IN)];
+        match poll(&mut fds, rest.ok().as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(failed(errno)),
+        }
+    };
+    if bytes.is_empty() {
+        return Err(AskError::Ended(id.to_owned()));
+    }
+    let Changed { refused } = serde_json::from_slice(&bytes).map_err(|_| failed(Errno::PROTO))?;
+    let Some(Refusal { fault, message }) = refused else { return Ok(()) };
+    Err(AskError::Refused { id: id.to_owned(), fault, message: crate::text::line(&message) })
+}
