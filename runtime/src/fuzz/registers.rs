@@ -61,7 +61,7 @@ pub(super) fn run(mut input: Input<'_>) -> u32 {
     let (event_loop, handle) = EventLoop::new().unwrap();
     let (memory, sizes) = (memory(), device.queue_sizes().to_vec());
     let line = EventFd::new(libc::EFD_NONBLOCK).unwrap();
-    let transport = MmioTransport::new(device, memory.clone(), line, handle).unwrap();
+    let transport = MmioTransport::new(device, memory.clone(), Box::new(line), handle).unwrap();
     let mut rig = Rig { transport, event_loop, memory, rings: Vec::new(), sizes, request };
     rig.fresh_rings();
     let mut operations = 0;
