@@ -44,7 +44,7 @@ impl BlockWorker {
         let timer = gate.as_ref().map(|gate| (TIMER, gate.timer()));
         let events = (0..).map(Token).zip(kicks).chain(timer).collect();
         let budget = Budget { looks: REQUESTS, cost: BYTES };
-        let service = |queue| Service::new(queue, budget, Arc::clone(dropped));
+        let service = |queue| Service::new(queue, budget, Arc::clone(dropped)).by_edge();
         Self { events, queues: queues.into_iter().map(service).collect(), disk, gate, turn: 0 }
     }
 
@@ -90,6 +90,10 @@ impl Worker for BlockWorker {
 
     fn wants(&self, token: Token) -> bool {
         (token == TIMER) != gate::is_open(self.gate.as_ref())
+    }
+
+    fn by_edge(&self, token: Token) -> bool {
+        token != TIMER
     }
 
     fn ready(&mut self, token: Token) -> Result<(), DeviceError> {
