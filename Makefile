@@ -22,7 +22,7 @@ lab: ## run a command in the lab's machine: ARGS='husk run -- uname -a' (options
 	@tools/build
 	@eval "set -- $$HUSK_MAKE_ARGS" && tests/lab/run $(LAB) -- "$${@:-sh}"
 
-bench: ## stages of a cold run in instructions; PEER_FIRECRACKER=path [PEER_JAILER=path] adds Firecracker
+bench: ## stages of a cold run and the devices' work in instructions, then in time; PEER_FIRECRACKER=path [PEER_JAILER=path] adds Firecracker
 	@PEER_FIRECRACKER='$(PEER_FIRECRACKER)' PEER_JAILER='$(PEER_JAILER)' tools/bench
 
 install: ## install what `make build` made: PREFIX=/usr/local, DESTDIR=

@@ -22,8 +22,9 @@ use crate::devices::virtio::fs::Fs;
 use crate::devices::virtio::gate::Limit;
 use crate::devices::virtio::limiter::{RateLimiter, TokenBucket};
 use crate::devices::virtio::mem::{Mem, Requested};
-use crate::devices::virtio::mmio::NotPaused;
-use crate::devices::virtio::mmio::{MmioTransport, NOTIFY_OFFSET};
+use crate::devices::virtio::mmio::{
+    ACKNOWLEDGE_OFFSET, ACKNOWLEDGED, MmioTransport, NOTIFY_OFFSET, NotPaused,
+};
 use crate::devices::virtio::net::{Net, policy::Policy};
 use crate::devices::virtio::pmem::Pmem;
 use crate::devices::virtio::vsock::{Vsock, VsockAnswers, VsockHost};
@@ -501,13 +502,14 @@ impl<'a> Virtio<'a> {
     ) -> Result<(), MachineError> {
         let slot =
             arch::slot(self.slots.len()).ok_or_else(|| MachineError::NoSlot { device: name.into() })?;
-        let line = event(name)?;
-        self.vm.irqfd(&line, slot.irq)?;
+        let line = Box::new(self.vm.irq_line(slot.irq));
         let transport = MmioTransport::new(device, self.memory.clone(), line, workers);
         let transport = transport.map_err(descriptor(name))?;
         for (queue, kick) in (0_u32..).zip(transport.queue_notifiers()) {
             self.vm.ioeventfd(kick, slot.address + NOTIFY_OFFSET, Some(queue))?;
         }
+        let acknowledgements = transport.acknowledgements();
+        self.vm.ioeventfd(acknowledgements, slot.address + ACKNOWLEDGE_OFFSET, Some(ACKNOWLEDGED))?;
         self.devices.add(name, Arc::clone(&transport));
         insert(&mut self.mmio, (slot.address, arch::MMIO_BYTES), transport.clone(), name)?;
         self.slots.push(slot);

@@ -122,6 +122,8 @@ pub(crate) const KVM_SET_USER_MEMORY_REGION: u32 = 0x4020_ae46;
 pub(crate) const KVM_IRQFD: u32 = 0x4020_ae76;
 /// Makes a guest's write signal an eventfd.
 pub(crate) const KVM_IOEVENTFD: u32 = 0x4040_ae79;
+/// Raises or lowers an interrupt line.
+pub(crate) const KVM_IRQ_LINE: u32 = 0x4008_ae61;
 /// Enters the guest.
 pub(crate) const KVM_RUN: u32 = 0xae80;
 

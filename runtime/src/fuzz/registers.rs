@@ -107,7 +107,7 @@ impl Rig {
         let (event_loop, handle) = EventLoop::new().unwrap();
         let sizes = device.queue_sizes().to_vec();
         let line = EventFd::new(libc::EFD_NONBLOCK).unwrap();
-        let transport = MmioTransport::new(device, memory.clone(), line, handle).unwrap();
+        let transport = MmioTransport::new(device, memory.clone(), Box::new(line), handle).unwrap();
         Self { transport, event_loop, host, memory, rings: Vec::new(), sizes, request }
     }
 

@@ -8,6 +8,7 @@ use crate::memory::{GuestMemory, Hotplug, Image};
 use kvm_bindings::{CpuId, KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::sync::Arc;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -114,7 +115,7 @@ impl Hypervisor {
             fd.create_irq_chip().map_err(call("KVM_CREATE_IRQCHIP"))?;
         }
         Ok(Vm {
-            fd,
+            fd: Arc::new(fd),
             max_vcpus: self.kvm.get_max_vcpus(),
             max_slots: self.kvm.get_nr_memslots(),
             memory: None,
@@ -140,10 +141,27 @@ impl Hypervisor {
     }
 }
 
+/// An interrupt line of a virtual machine.
+#[derive(Debug)]
+pub struct IrqLine {
+    vm: Arc<VmFd>,
+    gsi: u32,
+}
+
+impl IrqLine {
+    /// Raises it and lowers it again: an edge.
+    pub fn pulse(&self) {
+        for active in [true, false] {
+            // It fails only for a line that the interrupt controllers do not have.
+            let _ = self.vm.set_irq_line(self.gsi, active);
+        }
+    }
+}
+
 /// One virtual machine.
 #[derive(Debug)]
 pub struct Vm {
-    fd: VmFd,
+    fd: Arc<VmFd>,
     max_vcpus: usize,
     max_slots: usize,
     /// Keeps what the slots point to mapped for as long as the VM has them.
@@ -255,6 +273,13 @@ impl Vm {
     /// What KVM says.
     pub fn irqfd(&self, event: &EventFd, gsi: u32) -> Result<(), KvmError> {
         self.fd.register_irqfd(event, gsi).map_err(call("KVM_IRQFD"))
+    }
+
+    /// Interrupt line `gsi`, for who raises it often: KVM hands an eventfd's interrupt to a kernel thread unless it is a message,
+    /// and waking that costs more than to raise the line oneself.
+    #[must_use]
+    pub fn irq_line(&self, gsi: u32) -> IrqLine {
+        IrqLine { vm: Arc::clone(&self.fd), gsi }
     }
 
     /// The guest's 32-bit write of `value` to `address` signals `event` and leaves the guest running.

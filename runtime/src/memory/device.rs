@@ -53,6 +53,12 @@ impl DeviceMemory {
         &self.ram
     }
 
+    /// How often memory that comes and goes was unplugged: what was looked up before the last time may not be there.
+    #[must_use]
+    pub fn unplugs(&self) -> u64 {
+        self.hotplug.as_ref().map_or(0, Hotplug::unplugs)
+    }
+
     fn allowing(&self, access: Permissions) -> &GuestMemory {
         if access.has_write() { &self.ram } else { &self.readable }
     }

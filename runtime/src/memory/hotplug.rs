@@ -40,6 +40,8 @@ struct Shared {
     /// What is the guest's.
     plugged: Blocks,
     plugged_count: AtomicUsize,
+    /// How often something was unplugged.
+    unplugs: AtomicU64,
     /// What can be touched: what is plugged, and what is not taken away yet.
     open: Blocks,
     state: Mutex<State>,
@@ -94,6 +96,7 @@ impl Hotplug {
                 region: Arc::new(region),
                 plugged: Blocks::none_of(count),
                 plugged_count: AtomicUsize::new(0),
+                unplugs: AtomicU64::new(0),
                 open: Blocks::none_of(count),
                 state: Mutex::default(),
                 waiting: AtomicBool::new(false),
@@ -124,6 +127,12 @@ impl Hotplug {
     #[must_use]
     pub fn plugged_bytes(&self) -> u64 {
         self.shared.plugged_count.load(Ordering::SeqCst) as u64 * BLOCK
+    }
+
+    /// How often something was unplugged, modulo 2^64: what was looked up before the last time may not be there.
+    #[must_use]
+    pub fn unplugs(&self) -> u64 {
+        self.shared.unplugs.load(Ordering::SeqCst)
     }
 
     /// Bytes that can be touched: those that are plugged, and those that are not taken away yet.
@@ -223,6 +232,7 @@ impl Hotplug {
 
     fn forget(&self, state: &mut State, blocks: Range<usize>) {
         let removed = self.shared.plugged.set(blocks, false);
+        self.shared.unplugs.fetch_add(1, Ordering::SeqCst);
         self.shared.plugged_count.fetch_sub(removed, Ordering::SeqCst);
         state.seen = state.readers.iter().map(|reader| reader.load(Ordering::SeqCst)).collect();
     }

@@ -5,13 +5,14 @@
 
 use crate::rule::Rule;
 use crate::tables::form::{any, is, is_long, when};
-use crate::values::{F_GETFL, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE};
+use crate::values::{F_GETFL, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE, KVM_IRQ_LINE};
 
 /// See the module.
 pub(crate) const RULES: &[Rule] = &[
     any("epoll_pwait", "the event loop waits"),
+    when("ioctl", &[is(1, KVM_IRQ_LINE)], "the drive's interrupt"),
     any("epoll_ctl", "a worker's queues are watched from its start to its end"),
-    any("read", "eventfds: the driver's kicks, the loop's commands; a rate limiter's timer"),
+    any("read", "eventfds: acknowledged interrupts, the loop's commands; a rate limiter's timer"),
     any("timerfd_settime", "a rate limiter says when the drive goes on"),
     any("preadv", "the drive's file into guest memory"),
     any("pwritev", "from guest memory into the drive's file"),

@@ -29,7 +29,7 @@ pub(crate) const RULES: &[Rule] = &[
     kvm(&[is(1, KVM_CREATE_VM)], "the machine"),
     kvm(&[is(1, KVM_CREATE_VCPU)], "the vCPUs of the machine"),
     kvm(&[is(1, KVM_SET_USER_MEMORY_REGION)], "its memory"),
-    kvm(&[is(1, KVM_IRQFD)], "a device raises its line"),
+    kvm(&[is(1, KVM_IRQFD)], "the serial port raises its line"),
     kvm(&[is(1, KVM_IOEVENTFD)], "a queue's notification wakes the device thread, not the vCPU thread"),
     x86(&[is(1, KVM_GET_SUPPORTED_CPUID)], "the CPU that the guest sees starts from this one"),
     x86(&[is(1, KVM_SET_CPUID2)], "the CPU that the guest sees"),

@@ -1,10 +1,10 @@
 //! The main thread once the guest runs: hears husk, the vCPUs' ends and its own timers; stops the machine.
 //!
-//! Refuses by absence whatever builds: no thread, no mapping of a file, no KVM call.
+//! Refuses by absence whatever builds: no thread, no mapping of a file, no KVM call but an interrupt.
 
 use crate::rule::Rule;
 use crate::tables::form::{any, is, when};
-use crate::values::VCPU_KICK_SIGNAL;
+use crate::values::{KVM_IRQ_LINE, VCPU_KICK_SIGNAL};
 
 /// See the module.
 pub(crate) const RULES: &[Rule] = &[
@@ -14,5 +14,6 @@ pub(crate) const RULES: &[Rule] = &[
     any("recvmsg", "a message of husk, with its descriptors"),
     any("sendmsg", "a message to husk"),
     when("tkill", &[is(1, VCPU_KICK_SIGNAL)], "takes a vCPU thread out of the guest; no other signal"),
+    when("ioctl", &[is(1, KVM_IRQ_LINE)], "tells the guest that another amount of memory is asked for"),
     any("getrandom", "the seed of a hash map's keys, once a thread"),
 ];

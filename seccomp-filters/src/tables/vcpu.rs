@@ -4,11 +4,12 @@
 
 use crate::rule::{Arch, Rule};
 use crate::tables::form::{any, is, only, when};
-use crate::values::{KVM_GET_REGS, KVM_RUN};
+use crate::values::{KVM_GET_REGS, KVM_IRQ_LINE, KVM_RUN};
 
 /// See the module. `KVM_RUN` stands first: it is the hot one.
 pub(crate) const RULES: &[Rule] = &[
     when("ioctl", &[is(1, KVM_RUN)], "enters the guest"),
+    when("ioctl", &[is(1, KVM_IRQ_LINE)], "a device that cannot start says so by its interrupt"),
     only(
         Arch::X86_64,
         when(
@@ -17,6 +18,6 @@ pub(crate) const RULES: &[Rule] = &[
             "the report of a guest that cannot go on names its instruction pointer",
         ),
     ),
-    any("read", "an eventfd that releases or wakes the vCPU"),
+    any("read", "an eventfd that releases or wakes the vCPU; which interrupts the guest has acknowledged"),
     any("ppoll", "whether the console's descriptor takes bytes; a bounded wait for its reader, once"),
 ];

@@ -104,6 +104,15 @@ pub enum Confinement {
     Full,
 }
 
+/// How the peer's guest sees its devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// virtio-mmio, its default.
+    Mmio,
+    /// virtio-pci, for a kernel that has a PCI bus.
+    Pci,
+}
+
 /// A shape of run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
@@ -111,6 +120,8 @@ pub struct Shape {
     pub start: Start,
     /// How it is jailed.
     pub confinement: Confinement,
+    /// How its devices are reached.
+    pub transport: Transport,
     /// Virtual CPUs.
     pub vcpus: u8,
     /// Guest memory in MiB.
@@ -119,7 +130,8 @@ pub struct Shape {
 
 impl Default for Shape {
     fn default() -> Self {
-        Self { start: Start::ConfigFile, confinement: Confinement::Plain, vcpus: 1, memory: 128 }
+        let (start, confinement) = (Start::ConfigFile, Confinement::Plain);
+        Self { start, confinement, transport: Transport::Mmio, vcpus: 1, memory: 128 }
     }
 }
 
@@ -221,18 +233,19 @@ impl Peer {
         })
     }
 
-    /// Runs a command in the quickest shape and returns what it printed. `far_end` gets the host's end of `port` before the
+    /// Runs a command and returns what it printed. `far_end` gets the host's end of `port` before the
     /// guest can ask for it.
     ///
     /// # Errors
     /// The peer's, or the output is no text.
     pub fn output_of(
         &self,
+        shape: Shape,
         command: &[&str],
         port: u32,
         far_end: impl FnOnce(UnixListener),
     ) -> Result<String, PeerError> {
-        let mut cell = Cell::prepare(&self.base, &self.files, Shape::default())?;
+        let mut cell = Cell::prepare(&self.base, &self.files, shape)?;
         let listener = cell.listen(wire::PORT)?;
         far_end(cell.listen(port)?);
         cell.spawn(&self.files)?;

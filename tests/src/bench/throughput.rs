@@ -5,7 +5,7 @@
 //! job, and its boot is not counted.
 
 use super::host::HugePagesAlways;
-use super::peer::{Files, Peer, busybox, init, initrd, read};
+use super::peer::{Files, Peer, Shape, Transport, busybox, init, initrd, read};
 use crate::load::{Job, Took, Way, far_end};
 use crate::scratch::Scratch;
 use crate::tap::Tap;
@@ -36,16 +36,19 @@ pub struct Load {
     pub by_operation: bool,
 }
 
-/// The rows; `scale` is 1 for the deterministic mode, more where there is time.
+/// MiB of a stream: so many that a guest's first touch of its own memory, which the host then has to clear, does not show.
+const STREAM_MIB: u64 = 128;
+
+/// The rows.
 #[must_use]
-pub fn loads(disk: &str, scale: u64) -> Vec<Load> {
+pub fn loads(disk: &str) -> Vec<Load> {
     let disk = disk.to_owned();
-    let tcp = |way| Job::Tcp { address: format!("{HOST}:{PORT}"), way, mib: 32 * scale };
-    let vsock = |way| Job::Vsock { port: PORT, way, mib: 32 * scale };
+    let tcp = |way| Job::Tcp { address: format!("{HOST}:{PORT}"), way, mib: STREAM_MIB };
+    let vsock = |way| Job::Vsock { port: PORT, way, mib: STREAM_MIB };
     let row = |name, job, by_operation| Load { name, job, by_operation };
     vec![
-        row("block, 4 KiB random reads", Job::Random { disk: disk.clone(), reads: 2000 * scale }, true),
-        row("block, 1 MiB sequential reads", Job::Sequential { disk, reads: 64 * scale }, false),
+        row("block, 4 KiB random reads", Job::Random { disk: disk.clone(), reads: 8000 }, true),
+        row("block, 1 MiB sequential reads", Job::Sequential { disk, reads: 256 }, false),
         row("net, TCP guest → host", tcp(Way::Out), false),
         row("net, TCP host → guest", tcp(Way::In), false),
         row("vsock, guest → host", vsock(Way::Out), false),
@@ -182,27 +185,31 @@ impl<'a> HuskGuest<'a> {
 /// The peer with what a job needs.
 pub struct PeerGuest {
     peer: Peer,
+    shape: Shape,
 }
 
 impl PeerGuest {
     /// The disk in the peer's guest, whose root is its initramfs.
     pub const DISK: &'static str = "/dev/vda";
 
-    /// Stages the peer: Firecracker, its jailer and the kernel.
+    /// Stages the peer: Firecracker, its jailer and a kernel that finds devices by `transport`.
     ///
     /// # Errors
     /// One line.
-    pub fn new(programs: [&Path; 3], ground: &Ground) -> Result<Self, String> {
+    pub fn new(programs: [&Path; 3], transport: Transport, ground: &Ground) -> Result<Self, String> {
         let [firecracker, jailer, kernel] = programs.map(Path::to_path_buf);
-        let image = ground.scratch.path().join("peer-initrd.cpio");
+        // Short: a socket's name has to fit behind it.
+        let base = ground.scratch.path().join(if transport == Transport::Pci { "p" } else { "m" });
+        fs::create_dir_all(&base).map_err(|error| format!("{}: {error}", base.display()))?;
+        let image = base.join("initrd.cpio");
         let programs: [(&str, &[u8]); 2] =
             [("busybox", &read(&busybox()?)?), ("husk-load", &read(&ground.load)?)];
         fs::write(&image, initrd(&init()?, &programs))
             .map_err(|error| format!("{}: {error}", image.display()))?;
         let (data, tap) = (Some(ground.disk.clone()), Some(ground.tap.name().to_owned()));
         let files = Files { firecracker, jailer, kernel, initrd: image, rootfs: None, data, tap };
-        let peer = Peer::stage(&files, ground.scratch.path()).map_err(|error| error.to_string())?;
-        Ok(Self { peer })
+        let peer = Peer::stage(&files, &base).map_err(|error| error.to_string())?;
+        Ok(Self { peer, shape: Shape { transport, ..Shape::default() } })
     }
 
     /// Does a job in a new guest.
@@ -219,7 +226,7 @@ impl PeerGuest {
         };
         let command = ["/bin/busybox", "sh", "-c", &script];
         Ground::served(job, |far_end| {
-            self.peer.output_of(&command, PORT, far_end).map_err(|error| error.to_string())
+            self.peer.output_of(self.shape, &command, PORT, far_end).map_err(|error| error.to_string())
         })
     }
 }

@@ -49,7 +49,8 @@ const LARGEST_UNIT: u64 = 2 << 30;
 pub(super) const MMIO_START: u64 = 0xd000_0000;
 /// Bytes of a virtio-mmio window.
 pub const MMIO_BYTES: u64 = 0x1000;
-/// Interrupts of virtio-mmio devices: what a PC leaves free, up to the I/O APIC's last pin.
+/// Interrupts of virtio-mmio devices: what a PC leaves free, up to the I/O APIC's last pin. The last are given first: those from
+/// 16 on are the I/O APIC's alone, so that KVM need not raise a pin of the old controllers too.
 pub(super) const FIRST_IRQ: u32 = 5;
 /// The I/O APIC's last pin.
 pub(super) const LAST_IRQ: u32 = 23;
@@ -103,7 +104,7 @@ pub fn hotplug_start(end: u64) -> u64 {
 pub fn slot(index: usize) -> Option<super::super::Slot> {
     let offset = u32::try_from(index).ok().filter(|_| index < MAX_SLOTS)?;
     let address = MMIO_START + MMIO_BYTES * u64::from(offset);
-    Some(super::super::Slot { address, irq: FIRST_IRQ + offset })
+    Some(super::super::Slot { address, irq: LAST_IRQ - offset })
 }
 
 #[cfg(test)]
@@ -135,9 +136,9 @@ mod tests {
     #[test]
     fn there_are_nineteen_slots() {
         let first = slot(0).unwrap();
-        assert_eq!((first.address, first.irq), (0xd000_0000, 5));
+        assert_eq!((first.address, first.irq), (0xd000_0000, 23));
         let last = slot(18).unwrap();
-        assert_eq!((last.address, last.irq), (0xd001_2000, 23));
+        assert_eq!((last.address, last.irq), (0xd001_2000, 5));
         assert_eq!(slot(19), None);
     }
 }

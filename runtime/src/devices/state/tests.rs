@@ -57,7 +57,7 @@ fn machine(memory: Memory, file: &File) -> Machine {
         let sizes = device.queue_sizes().to_vec();
         rings.push((first..).zip(sizes).map(|(place, size)| Ring::new(&memory, place, size)).collect());
         let line = EventFd::new(libc::EFD_NONBLOCK).unwrap();
-        let transport = MmioTransport::new(device, memory.clone(), line, handle).unwrap();
+        let transport = MmioTransport::new(device, memory.clone(), Box::new(line), handle).unwrap();
         devices.add(name, Arc::clone(&transport));
         transports.push(transport);
     }

@@ -2,7 +2,7 @@
 //!
 //! Owns an epoll set, the workers in it and the channel on which transports hand them over. Refuses to end for any
 //! worker's sake: one that fails is cut off from its events and reported to its [`Owner`]; the others go on.
-//! Invariant: a worker does a bounded amount of work per event, and epoll reports level-triggered events in turn, so
+//! Invariant: a worker does a bounded amount of work per event, and epoll reports ready descriptors in turn, so
 //! one device's storm delays another by at most one such amount per device. A descriptor that its worker does not want
 //! now is not in the epoll set at all: left in without events it would still report errors, for ever. A worker whose calls
 //! may wait for the host runs on a loop of its own, and a deputy of it here ([`LoopHandle::watching`]): so that the loop
@@ -271,6 +271,9 @@ impl EventLoop {
                 continue;
             }
             let (operation, events) = match wanted {
+                true if slot.worker.by_edge(watched.token) => {
+                    (ControlOperation::Add, EventSet::IN | EventSet::EDGE_TRIGGERED)
+                }
                 true => (ControlOperation::Add, EventSet::IN),
                 false => (ControlOperation::Delete, EventSet::empty()),
             };

@@ -1,11 +1,14 @@
 //! System calls that move bytes between a descriptor and guest memory, without a copy in between.
 //!
-//! Owns the lists of addresses that such calls take. Refuses buffers that do not lie in guest memory. Invariant: an
+//! Owns the lists of addresses that such calls take; [`room::Room`] keeps one from one event to the next. Refuses buffers that do not lie in guest memory. Invariant: an
 //! address in a [`GuestIo`] was translated from guest memory of the lifetime `'m`, so the mapping outlives the call;
 //! that the guest changes the bytes meanwhile is expected, and nothing here ever makes a Rust reference to them.
 
+pub mod room;
+
 use super::Memory;
 use super::queue::Buffer;
+use smallvec::SmallVec;
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -13,6 +16,8 @@ use vm_memory::{Bytes, GuestMemory, Permissions, VolatileSlice};
 
 /// The most pieces that one system call takes (`UIO_MAXIOV`).
 const MAX_PIECES: usize = 1024;
+/// Pieces that need no allocation: those of a frame of 64 KiB in pages.
+const FEW_PIECES: usize = 20;
 
 /// A buffer of the driver's does not lie in guest memory, or may not be accessed so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -26,7 +31,7 @@ pub struct BadBuffer {
 
 /// Pieces of guest memory, in order, that a call reads into or writes from.
 pub struct GuestIo<'m> {
-    pieces: Vec<VolatileSlice<'m>>,
+    pieces: SmallVec<[VolatileSlice<'m>; FEW_PIECES]>,
     bytes: usize,
     /// Pieces before this one are done.
     first: usize,
@@ -37,7 +42,7 @@ impl<'m> GuestIo<'m> {
     /// Room for about `pieces` pieces.
     #[must_use]
     pub fn with_capacity(pieces: usize) -> Self {
-        Self { pieces: Vec::with_capacity(pieces), bytes: 0, first: 0, memory: PhantomData }
+        Self { pieces: SmallVec::with_capacity(pieces), bytes: 0, first: 0, memory: PhantomData }
     }
 
     /// All of `buffers`, for the access that `permissions` names.
@@ -98,6 +103,16 @@ impl<'m> GuestIo<'m> {
             count -= piece.len();
             self.first += 1;
         }
+    }
+
+    /// Takes the last byte off, as a `GuestIo` of its own; none if nothing is left.
+    #[must_use]
+    pub fn split_last_byte(&mut self) -> Option<Self> {
+        let last = self.pieces[self.first..].last()?;
+        let byte = last.offset(last.len().checked_sub(1)?).ok()?;
+        self.truncate(self.bytes.checked_sub(1)?);
+        let pieces = SmallVec::from_slice(&[byte]);
+        Some(Self { pieces, bytes: 1, first: 0, memory: PhantomData })
     }
 
     /// Keeps the first `count` bytes only.
@@ -198,36 +213,12 @@ impl<'m> GuestIo<'m> {
         self.finish(result)
     }
 
-    /// Reads one frame (readv): its first bytes into `head`, then into guest memory, and what has no room there into
-    /// `rest`. Returns the frame's bytes, at most what all three hold. What came into guest memory is no longer left.
-    pub fn read_frame(
-        &mut self,
-        file: BorrowedFd<'_>,
-        head: &mut [u8],
-        rest: &mut [u8],
-    ) -> io::Result<usize> {
-        let (pieces, _) = self.list();
-        let mut list = Vec::with_capacity(pieces.len() + 2);
-        list.push(libc::iovec { iov_base: head.as_mut_ptr().cast(), iov_len: head.len() });
-        list.extend(pieces.into_iter().take(MAX_PIECES - 2));
-        list.push(libc::iovec { iov_base: rest.as_mut_ptr().cast(), iov_len: rest.len() });
-        let count = libc::c_int::try_from(list.len()).unwrap_or(0);
-        // SAFETY: `list` holds the two slices, which are borrowed for the call, and between them addresses and lengths of
-        // guest memory that is mapped for 'm (the module's invariant).
-        #[expect(unsafe_code, reason = "guest memory is no Rust slice, and only slices have a safe readv")]
-        let result = unsafe { libc::readv(file.as_raw_fd(), list.as_ptr(), count) };
-        let total = usize::try_from(result).map_err(|_| io::Error::last_os_error())?;
-        self.advance(total.saturating_sub(head.len()).min(self.bytes));
-        Ok(total)
-    }
-
     /// Writes one frame (writev): `head`, which nobody can change any more, and then all that is left of guest memory,
     /// in at most 1023 pieces.
     pub fn write_frame(&mut self, file: BorrowedFd<'_>, head: &[u8]) -> io::Result<usize> {
-        let (pieces, _) = self.list();
-        let mut list = Vec::with_capacity(pieces.len() + 1);
+        let mut list = List::with_capacity(self.pieces() + 1);
         list.push(libc::iovec { iov_base: head.as_ptr().cast_mut().cast(), iov_len: head.len() });
-        list.extend(pieces);
+        list.extend(self.pieces[self.first..].iter().take(MAX_PIECES).map(vector));
         let count = libc::c_int::try_from(list.len()).unwrap_or(0);
         // SAFETY: `list` holds `head`, which the kernel only reads, and addresses and lengths of guest memory that is
         // mapped for 'm (the module's invariant). One piece too many is refused by the kernel.
@@ -247,18 +238,11 @@ impl<'m> GuestIo<'m> {
     /// Addresses and lengths of what is left, in at most 1024 pieces: for a call that outlives this. Who makes it keeps the
     /// memory mapped.
     pub(super) fn addresses(&self) -> Vec<libc::iovec> {
-        self.list().0
+        self.list().0.into_vec()
     }
 
-    fn list(&self) -> (Vec<libc::iovec>, libc::c_int) {
-        let list: Vec<_> = self.pieces[self.first..]
-            .iter()
-            .take(MAX_PIECES)
-            .map(|piece| libc::iovec {
-                iov_base: piece.ptr_guard_mut().as_ptr().cast(),
-                iov_len: piece.len(),
-            })
-            .collect();
+    fn list(&self) -> (List, libc::c_int) {
+        let list: List = self.pieces[self.first..].iter().take(MAX_PIECES).map(vector).collect();
         let count = libc::c_int::try_from(list.len()).unwrap_or(0);
         (list, count)
     }
@@ -268,6 +252,13 @@ impl<'m> GuestIo<'m> {
         self.advance(count);
         Ok(count)
     }
+}
+
+/// What a system call takes.
+type List = SmallVec<[libc::iovec; FEW_PIECES + 1]>;
+
+fn vector(piece: &VolatileSlice<'_>) -> libc::iovec {
+    libc::iovec { iov_base: piece.ptr_guard_mut().as_ptr().cast(), iov_len: piece.len() }
 }
 
 fn file_offset(offset: u64) -> io::Result<libc::off_t> {

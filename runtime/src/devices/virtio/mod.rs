@@ -114,7 +114,7 @@ pub trait VirtioDevice: Send {
 
 /// The half of a device that does its work, on an event loop.
 pub trait Worker: Send {
-    /// The descriptors that it waits for, level-triggered; constant for its life.
+    /// The descriptors that it waits for; constant for its life.
     fn events(&self) -> &[(Token, RawFd)];
     /// Whether it wants to hear of `token`'s descriptor now; asked at the start and after each event. One that is not
     /// wanted is not looked at, so data may wait in it without keeping the loop busy.
@@ -122,7 +122,14 @@ pub trait Worker: Send {
         let _ = token;
         true
     }
-    /// One of them is readable. Does a bounded amount of work; if there is more, leaves a descriptor readable.
+    /// Whether it hears of each write to `token`'s descriptor, an eventfd, and need not read it; else as long as there is
+    /// something to read. A system call less for each kick.
+    fn by_edge(&self, token: Token) -> bool {
+        let _ = token;
+        false
+    }
+    /// One of them is readable. Does a bounded amount of work; if there is more, leaves a descriptor readable, or
+    /// writes to one that it hears of by its edges.
     fn ready(&mut self, token: Token) -> Result<(), DeviceError>;
     /// Ends what is in flight and gives the queues back, each with its index, or says that it is not done yet. It loses
     /// nothing: a chain that was not answered is in its queue again, whatever else the driver has here stays with the device,

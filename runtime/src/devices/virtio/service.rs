@@ -48,12 +48,18 @@ pub(super) struct Service {
     budget: Budget,
     dropped: Arc<AtomicU64>,
     chain: Chain,
+    by_edge: bool,
 }
 
 impl Service {
     /// Serves `queue`; requests that make no sense count in `dropped`.
     pub(super) fn new(queue: Virtqueue, budget: Budget, dropped: Arc<AtomicU64>) -> Self {
-        Self { queue, budget, dropped, chain: Chain::default() }
+        Self { queue, budget, dropped, chain: Chain::default(), by_edge: false }
+    }
+
+    /// The same for a worker that hears of kicks by their edges ([`super::Worker::by_edge`]).
+    pub(super) fn by_edge(self) -> Self {
+        Self { by_edge: true, ..self }
     }
 
     /// Answers what the driver has made available, up to the budget. `answer` says `None` of a request that makes no
@@ -88,7 +94,9 @@ impl Service {
     ) -> Result<u32, DeviceError> {
         let index = self.queue.index();
         let queue_failed = |source| DeviceError::Queue { index, source };
-        self.queue.acknowledge_kick();
+        if !self.by_edge {
+            self.queue.acknowledge_kick();
+        }
         self.queue.refuse_kicks().map_err(queue_failed)?;
         let answered = self.answer_all(gate, bytes, answer)?;
         self.queue.signal().map_err(queue_failed)?;

@@ -255,6 +255,9 @@ impl Bench {
         for &(token, fd) in self.worker.events() {
             let (wanted, armed) = (self.worker.wants(token), self.armed.contains(&token));
             let (operation, events) = match wanted {
+                true if self.worker.by_edge(token) => {
+                    (ControlOperation::Add, EventSet::IN | EventSet::EDGE_TRIGGERED)
+                }
                 true => (ControlOperation::Add, EventSet::IN),
                 false => (ControlOperation::Delete, EventSet::empty()),
             };

@@ -42,7 +42,7 @@ impl Rig {
             DeviceKind::Block => self.handle.watching(self.disk.clone()).unwrap(),
             _ => self.handle.clone(),
         };
-        MmioTransport::new(device, self.memory.clone(), line, workers).unwrap()
+        MmioTransport::new(device, self.memory.clone(), Box::new(line), workers).unwrap()
     }
 
     /// A driver's start: fresh rings, numbered from `first`.

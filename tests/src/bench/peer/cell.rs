@@ -15,7 +15,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::json;
 
-use super::{COMMAND_LINE, Confinement, Files, LIMIT, PeerError, Shape, Start};
+use super::{COMMAND_LINE, Confinement, Files, LIMIT, PeerError, Shape, Start, Transport};
 
 /// Names in the cell.
 pub(super) const KERNEL: &str = "vmlinux";
@@ -119,6 +119,9 @@ impl Cell {
         }
         // Filters are on unless asked off. Only errors are logged: its usual level costs it a few lines of output.
         command.args(["--", "--level", "Error"]);
+        if self.shape.transport == Transport::Pci {
+            command.arg("--enable-pci");
+        }
         if self.shape.start == Start::ConfigFile {
             command.args(["--no-api", "--config-file", CONFIG]);
         }

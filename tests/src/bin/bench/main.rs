@@ -1,7 +1,7 @@
 //! Prints the stages of a cold run, with the peer in the same boot of the lab.
 //!
-//! `husk-bench [--husk PATH] [--runs N] [--unit instructions|time] [--firecracker PATH --jailer PATH --kernel PATH]`, with
-//! `--load PATH` (the guest's program) what the devices' work costs instead.
+//! `husk-bench [--husk PATH] [--runs N] [--unit instructions|time] [--firecracker PATH --jailer PATH --kernel PATH
+//! [--pci-kernel PATH]]`, with `--load PATH` (the guest's program) what the devices' work costs instead; `--only TEXT`: the rows that have it in their name.
 //!
 //! A benchmark judges nothing: an aim that is missed is printed with the stage that takes most of it.
 
@@ -22,7 +22,9 @@ struct Options {
     firecracker: Option<String>,
     jailer: Option<String>,
     kernel: Option<String>,
+    pci_kernel: Option<String>,
     load: Option<String>,
+    only: String,
 }
 
 fn options() -> Result<Options, String> {
@@ -33,7 +35,9 @@ fn options() -> Result<Options, String> {
         firecracker: None,
         jailer: None,
         kernel: None,
+        pci_kernel: None,
         load: None,
+        only: String::new(),
     };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
@@ -45,7 +49,9 @@ fn options() -> Result<Options, String> {
             "--firecracker" => options.firecracker = Some(value),
             "--jailer" => options.jailer = Some(value),
             "--kernel" => options.kernel = Some(value),
+            "--pci-kernel" => options.pci_kernel = Some(value),
             "--load" => options.load = Some(value),
+            "--only" => options.only = value,
             _ => return Err(format!("{word}: no such option")),
         }
     }

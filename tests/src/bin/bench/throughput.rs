@@ -1,75 +1,145 @@
-//! The table of what a device's byte and operation cost, husk's beside the peer's.
+//! The table of what a device's byte and operation cost, husk's beside the peer's over each of its transports.
 //!
-//! Owns the order of runs: husk and the peer in turn, so that whatever the machine does meanwhile hits both.
+//! Owns the order of runs: husk and the peers in turn, so that whatever the machine does meanwhile hits all.
 
 use crate::Options;
+use husk_tests::bench::peer::Transport;
 use husk_tests::bench::throughput::{Ground, HuskGuest, Load, PeerGuest, loads};
 use husk_tests::load::Took;
 use std::path::Path;
 
 /// Runs that alternate where time is measured. Instructions come out the same each time.
 const TIMED_RUNS: usize = 5;
+/// Columns' widths.
+const NAME: usize = 30;
+const PRICE: usize = 14;
+const RATIO: usize = 20;
 
 /// Runs every load and prints the table.
 pub(crate) fn bench(options: &Options, program: &str) -> Result<(), String> {
-    let (runs, scale) = if options.instructions { (1, 1) } else { (TIMED_RUNS, 4) };
+    let runs = if options.instructions { 1 } else { TIMED_RUNS };
     let ground = Ground::prepare(program.into())?;
     let husk = HuskGuest::new(&options.husk, &ground)?;
-    let peer = match (&options.firecracker, &options.jailer, &options.kernel) {
-        (Some(firecracker), Some(jailer), Some(kernel)) => {
-            Some(PeerGuest::new([firecracker, jailer, kernel].map(Path::new), &ground)?)
-        }
-        _ => None,
-    };
-    let unit = if options.instructions { "instructions" } else { "nanoseconds" };
-    println!();
-    println!(
-        "What a device's work costs, in {unit} per operation or byte, all of the host's and the guest's; median of {runs}"
-    );
-    println!("{:<32}{:>14}{:>14}{:>10}", "", "husk", "firecracker", "ratio");
-    let rows = loads(HuskGuest::DISK, scale).into_iter().zip(loads(PeerGuest::DISK, scale));
-    for (own, peers) in rows {
-        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let peers = peers(options, &ground)?;
+    print_head(options.instructions, runs, &peers);
+    let mut missed = 0;
+    let rows = loads(HuskGuest::DISK).into_iter().zip(loads(PeerGuest::DISK));
+    for (own, theirs) in rows.filter(|(own, _)| own.name.contains(&options.only)) {
+        let mut row = vec![Vec::new(); 1 + peers.len()];
         for _ in 0..runs {
-            ours.push(price(&own, husk.run(&own.job)?));
-            if let Some(peer) = &peer {
-                theirs.push(price(&peers, peer.run(&peers.job)?));
+            row[0].push(husk.run(&own.job)?);
+            for ((_, peer), column) in peers.iter().zip(&mut row[1..]) {
+                column.push(peer.run(&theirs.job)?);
             }
         }
-        print_row(&own, &mut ours, &mut theirs);
+        missed += print_row(&own, options.instructions, &row);
     }
-    match peer {
-        Some(_) => println!(
-            "(firecracker: over MMIO, one queue each, synchronous disk; the same kernel and program)"
-        ),
-        None => println!("(no peer: PEER_FIRECRACKER names none; 6 comparisons skipped)"),
-    }
+    print_foot(options, &peers, missed);
     Ok(())
 }
 
-/// Nanoseconds of the guest's clock, which in the deterministic mode are instructions, per operation or byte.
-#[expect(clippy::cast_precision_loss, reason = "three digits are printed")]
-fn price(load: &Load, took: Took) -> f64 {
-    let count = if load.by_operation { took.operations } else { took.bytes };
-    took.ns as f64 / count.max(1) as f64
+/// The peer over each transport that it has a kernel for.
+fn peers(options: &Options, ground: &Ground) -> Result<Vec<(&'static str, PeerGuest)>, String> {
+    let (Some(firecracker), Some(jailer)) = (&options.firecracker, &options.jailer) else {
+        return Ok(Vec::new());
+    };
+    let kernels = [
+        ("firecracker MMIO", Transport::Mmio, &options.kernel),
+        ("firecracker PCI", Transport::Pci, &options.pci_kernel),
+    ];
+    let named =
+        kernels.into_iter().filter_map(|(name, transport, kernel)| Some((name, transport, kernel.as_ref()?)));
+    let stage = |(name, transport, kernel): (&'static str, Transport, &String)| {
+        let programs = [firecracker, jailer, kernel].map(Path::new);
+        Ok((name, PeerGuest::new(programs, transport, ground)?))
+    };
+    named.map(stage).collect()
 }
 
-fn print_row(load: &Load, ours: &mut [f64], theirs: &mut [f64]) {
-    let unit = if load.by_operation { "/op" } else { "/B" };
-    let Some(own) = median(ours) else { return };
-    let shown = |price: f64| {
-        if load.by_operation { format!("{price:.0}{unit}") } else { format!("{price:.3}{unit}") }
-    };
-    match median(theirs) {
-        Some(peer) => {
-            let verdict = if own <= peer { "" } else { "  MISSED: more than the peer's" };
-            println!("{:<32}{:>14}{:>14}{:>10.2}{verdict}", load.name, shown(own), shown(peer), own / peer);
-        }
-        None => println!("{:<32}{:>14}{:>14}{:>10}", load.name, shown(own), "–", "–"),
+/// What a job came to in one number: instructions (the guest's clock in the deterministic mode) per operation or byte,
+/// operations per second, or MB per second.
+#[expect(clippy::cast_precision_loss, reason = "three digits are printed")]
+fn figure(load: &Load, instructions: bool, took: Took) -> f64 {
+    let count = if load.by_operation { took.operations } else { took.bytes }.max(1) as f64;
+    let ns = took.ns.max(1) as f64;
+    match (instructions, load.by_operation) {
+        (true, _) => ns / count,
+        (false, true) => count * 1e9 / ns,
+        (false, false) => count * 1e3 / ns,
     }
 }
 
-fn median(prices: &mut [f64]) -> Option<f64> {
-    prices.sort_by(f64::total_cmp);
-    prices.get(prices.len() / 2).copied()
+fn shown(load: &Load, instructions: bool, figure: f64) -> String {
+    match (instructions, load.by_operation) {
+        (true, true) => format!("{figure:.0}/op"),
+        (true, false) => format!("{figure:.3}/B"),
+        (false, true) => format!("{figure:.0} op/s"),
+        (false, false) => format!("{figure:.1} MB/s"),
+    }
+}
+
+fn print_head(instructions: bool, runs: usize, peers: &[(&str, PeerGuest)]) {
+    println!();
+    if instructions {
+        println!(
+            "What a device's work costs, in instructions per operation or byte, all of the host's and the guest's"
+        );
+    } else {
+        println!(
+            "What a device carries; medians of {runs} alternating runs, and the runs' ratios: median (lowest to highest)"
+        );
+    }
+    print!("{:<NAME$}{:>PRICE$}", "", "husk");
+    for (name, _) in peers {
+        print!("{name:>RATIO$}{:>RATIO$}", "husk's / its");
+    }
+    println!();
+}
+
+/// Prints a row; says how many comparisons came out against husk.
+fn print_row(load: &Load, instructions: bool, row: &[Vec<Took>]) -> usize {
+    let figures: Vec<Vec<f64>> =
+        row.iter().map(|runs| runs.iter().map(|took| figure(load, instructions, *took)).collect()).collect();
+    let Some((own, peers)) = figures.split_first() else { return 0 };
+    print!("{:<NAME$}{:>PRICE$}", load.name, shown(load, instructions, spread(own).1));
+    let mut missed = 0;
+    for peer in peers {
+        let ratios: Vec<f64> = own.iter().zip(peer).map(|(own, peer)| own / peer).collect();
+        let (least, ratio, most) = spread(&ratios);
+        let lost = instructions && ratio > 1.0;
+        missed += usize::from(lost);
+        let text = match (instructions, lost) {
+            (true, true) => format!("{ratio:.2} MISSED"),
+            (true, false) => format!("{ratio:.2}"),
+            (false, _) => format!("{ratio:.2} ({least:.2} to {most:.2})"),
+        };
+        print!("{:>RATIO$}{text:>RATIO$}", shown(load, instructions, spread(peer).1));
+    }
+    println!();
+    missed
+}
+
+fn print_foot(options: &Options, peers: &[(&str, PeerGuest)], missed: usize) {
+    let skipped = 6 * (2 - peers.len());
+    if !peers.is_empty() {
+        println!(
+            "(firecracker: one queue each, synchronous disk; the same program, and the same kernel, over PCI with a PCI bus)"
+        );
+    }
+    if skipped > 0 {
+        println!(
+            "({skipped} comparisons skipped: PEER_FIRECRACKER names no peer, or there is no kernel for its transport)"
+        );
+    }
+    if options.instructions && !peers.is_empty() {
+        println!("aim: no more instructions than the peer: missed {missed} times");
+    }
+}
+
+/// Least, median, most.
+fn spread(figures: &[f64]) -> (f64, f64, f64) {
+    let mut sorted = figures.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let at = |index: usize| sorted.get(index).copied().unwrap_or(f64::NAN);
+    (at(0), at(sorted.len() / 2), at(sorted.len().saturating_sub(1)))
 }

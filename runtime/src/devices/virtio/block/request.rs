@@ -73,11 +73,8 @@ pub(super) fn handle(memory: &Memory, chain: &Chain, disk: &Disk) -> Result<Answ
         return Err(Nonsense);
     }
     let mut writable = GuestIo::new(memory, &chain.writable, Permissions::Write)?;
-    let mut status = GuestIo::new(memory, &chain.writable, Permissions::Write)?;
-    let room = writable.len().checked_sub(1).ok_or(Nonsense)?;
-    let (given, mut zeroed) = (readable.len(), 0);
-    writable.truncate(room);
-    status.advance(room);
+    let mut status = writable.split_last_byte().ok_or(Nonsense)?;
+    let (given, room, mut zeroed) = (readable.len(), writable.len(), 0);
 
     let (kind, _reserved, sector) = split(header);
     let outcome = match kind {

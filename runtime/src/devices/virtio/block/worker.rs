@@ -72,7 +72,7 @@ impl BlockWorker {
         let bells = [(CHANGE, seat.bell())].into_iter().chain(timer).chain(completions);
         let events = (0..).map(Token).zip(kicks).chain(bells).collect();
         let budget = Budget { looks: REQUESTS, cost: BYTES };
-        let service = |queue| Service::new(queue, budget, Arc::clone(&dropped));
+        let service = |queue| Service::new(queue, budget, Arc::clone(&dropped)).by_edge();
         let queues = queues.into_iter().map(service).collect();
         let (draining, changing) = (false, false);
         Self {
@@ -199,6 +199,10 @@ impl Worker for BlockWorker {
             TIMER => !gate::is_open(self.gate.as_ref()) && !self.rests(),
             _ => gate::is_open(self.gate.as_ref()) && !self.rests(),
         }
+    }
+
+    fn by_edge(&self, token: Token) -> bool {
+        !matches!(token, TIMER | RING | CHANGE)
     }
 
     fn ready(&mut self, token: Token) -> Result<(), DeviceError> {

@@ -81,7 +81,7 @@ fn a_device_that_waits_for_tokens_is_reset_and_lets_its_neighbours_go_on() {
     let device = |number, limit| {
         let line = EventFd::new(libc::EFD_NONBLOCK).unwrap();
         let entropy = Box::new(Entropy::new(limit));
-        let transport = MmioTransport::new(entropy, memory.clone(), line, handle.clone()).unwrap();
+        let transport = MmioTransport::new(entropy, memory.clone(), Box::new(line), handle.clone()).unwrap();
         (transport, Ring::new(&memory, number, 64))
     };
     let start = |transport: &MmioTransport, ring: &Ring| {

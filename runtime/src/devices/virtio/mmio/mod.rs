@@ -14,6 +14,7 @@ use super::{
     ActivateError, Activation, DeviceError, DeviceKind, FEATURE_EVENT_IDX, Interrupt, Memory, VirtioDevice,
 };
 use crate::devices::BusDevice;
+use crate::kvm::IrqLine;
 pub use pause::NotPaused;
 use pause::Phase;
 use registers::{Effect, Registers};
@@ -28,6 +29,11 @@ use vmm_sys_util::eventfd::EventFd;
 pub const WINDOW_BYTES: u64 = 0x1000;
 /// Where in the window the driver writes a queue's index (4 bytes) to kick it: for an ioeventfd.
 pub const NOTIFY_OFFSET: u64 = mmio::VIRTIO_MMIO_QUEUE_NOTIFY as u64;
+/// Where in the window the driver acknowledges an interrupt, and the value (4 bytes) by which it acknowledges one of queues
+/// alone: for an ioeventfd.
+pub const ACKNOWLEDGE_OFFSET: u64 = mmio::VIRTIO_MMIO_INTERRUPT_ACK as u64;
+/// See [`ACKNOWLEDGE_OFFSET`].
+pub const ACKNOWLEDGED: u32 = mmio::VIRTIO_MMIO_INT_VRING;
 const CONFIG: u64 = mmio::VIRTIO_MMIO_CONFIG as u64;
 
 /// What a device's guest did wrong so far, and the host to it.
@@ -41,16 +47,54 @@ pub struct Faults {
     pub last: Option<String>,
 }
 
+/// A device's interrupt line; its rising edge is the interrupt.
+pub trait Line: Send + Sync {
+    /// Raises and lowers it; never waits.
+    fn pulse(&self);
+}
+
+impl Line for IrqLine {
+    fn pulse(&self) {
+        Self::pulse(self);
+    }
+}
+
+/// For a driver that is a test.
+impl Line for EventFd {
+    fn pulse(&self) {
+        // It fails only at 2^64 - 2 interrupts that nobody has taken: the line is up.
+        let _ = self.write(1);
+    }
+}
+
+/// The interrupt's status, and its acknowledgements. Linux acknowledges each interrupt of a queue by a write of
+/// [`ACKNOWLEDGED`], which KVM turns into a signal of `acknowledged` without leaving the guest. Each that is signalled clears
+/// the queues' bit, no later than anybody looks at it.
 struct MmioInterrupt {
-    status: AtomicU32,
-    line: EventFd,
+    status: Mutex<u32>,
+    acknowledged: EventFd,
+    line: Box<dyn Line>,
 }
 
 impl MmioInterrupt {
+    fn new(line: Box<dyn Line>) -> io::Result<Self> {
+        let acknowledged = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
+        Ok(Self { status: Mutex::new(0), acknowledged, line })
+    }
+
     fn raise(&self, bits: u32) {
-        self.status.fetch_or(bits, Ordering::SeqCst);
-        // It fails only at 2^64 - 2 interrupts that nobody has taken: the line is up.
-        let _ = self.line.write(1);
+        self.with_status(|status| *status |= bits);
+        self.line.pulse();
+    }
+
+    /// Applies the acknowledgements that have come, then `f`. One that comes between the two is applied later and clears the
+    /// bit that `f` may have set: its driver looks at the queues after it, and finds what the bit was set for.
+    fn with_status<T>(&self, f: impl FnOnce(&mut u32) -> T) -> T {
+        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.acknowledged.read().is_ok() {
+            *status &= !ACKNOWLEDGED;
+        }
+        f(&mut status)
     }
 }
 
@@ -92,11 +136,11 @@ pub struct MmioTransport {
 }
 
 impl MmioTransport {
-    /// Shows `device` to the guest. Its worker will run on `event_loop`; interrupts are written to `line`.
+    /// Shows `device` to the guest. Its worker will run on `event_loop`; `line` is its interrupt's.
     pub fn new(
         device: Box<dyn VirtioDevice>,
         memory: Memory,
-        line: EventFd,
+        line: Box<dyn Line>,
         event_loop: LoopHandle,
     ) -> io::Result<Arc<Self>> {
         let notifiers: Vec<EventFd> = device
@@ -105,6 +149,7 @@ impl MmioTransport {
             .map(|_| EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC))
             .collect::<Result<_, _>>()?;
         let kind = device.kind();
+        let interrupt = Arc::new(MmioInterrupt::new(line)?);
         let registers = Registers::new(kind.id(), device.features(), device.queue_sizes());
         let (phase, kept) = (Phase::Running, Vec::new());
         let state = State { registers, device, worker: None, phase, kept, failures: 0, last: None };
@@ -113,7 +158,7 @@ impl MmioTransport {
             kind,
             memory,
             event_loop,
-            interrupt: Arc::new(MmioInterrupt { status: AtomicU32::new(0), line }),
+            interrupt,
             notifiers: notifiers.into(),
             dropped: Arc::default(),
             generation: AtomicU32::new(0),
@@ -134,10 +179,10 @@ impl MmioTransport {
         &self.notifiers
     }
 
-    /// The eventfd that raises the device's interrupt (an edge).
+    /// The eventfd to be written when the driver writes [`ACKNOWLEDGED`] at [`ACKNOWLEDGE_OFFSET`].
     #[must_use]
-    pub fn interrupt_line(&self) -> &EventFd {
-        &self.interrupt.line
+    pub fn acknowledgements(&self) -> &EventFd {
+        &self.interrupt.acknowledged
     }
 
     /// What went wrong so far.
@@ -245,12 +290,12 @@ impl MmioTransport {
         state.kept.clear();
         state.registers.reset();
         state.device.reset();
-        self.interrupt.status.store(0, Ordering::SeqCst);
+        self.interrupt.with_status(|status| *status = 0);
     }
 
     fn read_register(&self, offset: u32) -> u32 {
         match offset {
-            mmio::VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt.status.load(Ordering::SeqCst),
+            mmio::VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt.with_status(|status| *status),
             mmio::VIRTIO_MMIO_CONFIG_GENERATION => self.config_generation(&self.lock()),
             _ => self.lock().registers.read(offset),
         }
@@ -258,7 +303,7 @@ impl MmioTransport {
 
     fn write_register(&self, offset: u32, value: u32) {
         if offset == mmio::VIRTIO_MMIO_INTERRUPT_ACK {
-            self.interrupt.status.fetch_and(!value, Ordering::SeqCst);
+            self.interrupt.with_status(|status| *status &= !value);
             return;
         }
         let mut state = self.lock();

@@ -135,7 +135,7 @@ impl MmioTransport {
             // It fails only at 2^64 - 2 kicks: readable all the same.
             let _ = kick.write(1);
         }
-        if self.interrupt.status.load(Ordering::SeqCst) != 0 {
+        if self.interrupt.with_status(|status| *status) != 0 {
             self.interrupt.raise(0);
         }
     }
@@ -159,7 +159,7 @@ impl MmioTransport {
             name: name.to_owned(),
             kind: self.kind.id(),
             registers: state.registers.save(),
-            interrupts: self.interrupt.status.load(Ordering::SeqCst),
+            interrupts: self.interrupt.with_status(|status| *status),
             generation: self.config_generation(&state),
             positions: state.registers.queues().map(|(index, ..)| position(index).filter(|_| runs)).collect(),
             device: state.device.save(),
@@ -190,7 +190,7 @@ impl MmioTransport {
         FORMAT.check(count == queues, "number of positions", count, queues)?;
         let kept = if registers.runs() { self.queues_at(&registers, &saved.positions)? } else { Vec::new() };
         state.device.load(&saved.device)?;
-        self.interrupt.status.store(interrupts, Ordering::SeqCst);
+        self.interrupt.with_status(|status| *status = interrupts);
         let own = state.device.config_generation();
         self.generation.store(saved.generation.wrapping_sub(own), Ordering::SeqCst);
         (state.registers, state.kept, state.phase) = (registers, kept, Phase::Paused);

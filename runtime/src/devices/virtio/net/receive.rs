@@ -6,14 +6,13 @@
 //! frames wait, and are lost, in the tap's own queue.
 
 use super::{Card, HEADER_BYTES, LONGEST_FRAME};
+use crate::devices::virtio::DeviceError;
 use crate::devices::virtio::gate::Gate;
-use crate::devices::virtio::guest_io::GuestIo;
-use crate::devices::virtio::queue::{Buffer, Chain, Popped, QueueError, Virtqueue};
-use crate::devices::virtio::{DeviceError, Memory};
+use crate::devices::virtio::guest_io::room::Room;
+use crate::devices::virtio::queue::{Chain, Popped, QueueError, Virtqueue};
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsFd;
-use vm_memory::Permissions;
 
 /// Most frames per event.
 const FRAMES: u32 = 64;
@@ -28,12 +27,13 @@ const ENOUGH_PIECES: usize = 480;
 struct Posted {
     head: u16,
     bytes: usize,
-    buffers: Vec<Buffer>,
 }
 
 pub(super) struct Receiver {
     pub(super) queue: Virtqueue,
     posted: VecDeque<Posted>,
+    /// The memory of all of them.
+    room: Room,
     /// Whether a frame may fill more than one chain.
     merges: bool,
     /// Whether the tap is worth a look: false while the driver has posted nothing.
@@ -53,9 +53,11 @@ enum Attempt {
 
 impl Receiver {
     pub(super) fn new(queue: Virtqueue, merges: bool) -> Self {
+        let room = Room::new(queue.memory().clone());
         Self {
             queue,
             posted: VecDeque::new(),
+            room,
             merges,
             hungry: true,
             chain: Chain::default(),
@@ -70,12 +72,13 @@ impl Receiver {
         let index = self.queue.index();
         let failed = |source| DeviceError::Queue { index, source };
         self.hungry = true;
+        if self.room.is_stale() {
+            self.put_back();
+        }
         self.queue.refuse_kicks().map_err(failed)?;
-        let memory = self.queue.memory().clone();
-        let mut room = self.room(&memory);
         let mut taken = 0;
         for _ in 0..FRAMES {
-            self.gather(&memory, &mut room, &mut taken).map_err(failed)?;
+            self.gather(&mut taken).map_err(failed)?;
             if self.posted.is_empty() && taken < CHAINS {
                 // A second look after asking for kicks: the driver may have been faster.
                 if self.queue.want_kicks().map_err(failed)? {
@@ -91,7 +94,7 @@ impl Receiver {
             if closed || taken >= CHAINS {
                 break;
             }
-            let Attempt::Frame(bytes) = self.one(&memory, &mut room, card)? else { break };
+            let Attempt::Frame(bytes) = self.one(card)? else { break };
             if let Some(gate) = &gate {
                 gate.took(bytes);
             }
@@ -100,76 +103,48 @@ impl Receiver {
         self.queue.signal().map_err(failed)
     }
 
-    /// The memory of all chains that wait.
-    fn room<'m>(&self, memory: &'m Memory) -> GuestIo<'m> {
-        let mut room = GuestIo::with_capacity(64);
-        for buffer in self.posted.iter().flat_map(|posted| &posted.buffers) {
-            // It was found to lie in guest memory when it was taken, and guest memory does not change.
-            let _ = room.push(memory, *buffer, Permissions::Write);
-        }
-        room
-    }
-
     /// Takes chains until any frame has room, or the driver has posted no more.
-    fn gather<'m>(
-        &mut self,
-        memory: &'m Memory,
-        room: &mut GuestIo<'m>,
-        taken: &mut u32,
-    ) -> Result<(), QueueError> {
-        let enough = |this: &Self, room: &GuestIo<'_>| {
-            room.len() >= ENOUGH_BYTES
-                || room.pieces() >= ENOUGH_PIECES
-                || (!this.merges && !this.posted.is_empty())
-        };
-        while !enough(self, room) && *taken < CHAINS {
+    fn gather(&mut self, taken: &mut u32) -> Result<(), QueueError> {
+        while !self.has_enough() && *taken < CHAINS {
             let popped = self.queue.pop(&mut self.chain)?;
             if popped == Popped::Empty {
                 break;
             }
             *taken += 1;
-            let pieces = GuestIo::new(memory, &self.chain.writable, Permissions::Write);
-            match pieces {
-                Ok(pieces) if self.takes_a_frame(popped, pieces.len()) => {
-                    let posted = Posted {
-                        head: self.chain.head,
-                        bytes: pieces.len(),
-                        buffers: self.chain.writable.clone(),
-                    };
-                    self.posted.push_back(posted);
-                    room.append(pieces);
-                }
+            let before = self.room.len();
+            if self.takes_a_frame(popped) && self.room.push(&self.chain.writable).is_ok() {
+                let bytes = self.room.len() - before;
+                self.posted.push_back(Posted { head: self.chain.head, bytes });
+            } else if self.posted.is_empty() {
+                self.dropped += 1;
+                self.queue.add_used(self.chain.head, 0)?;
+            } else {
                 // Behind others that wait it waits too: chains that were taken and not used go back in their order.
-                _ if !self.posted.is_empty() => {
-                    self.queue.unpop(1);
-                    break;
-                }
-                _ => {
-                    self.dropped += 1;
-                    self.queue.add_used(self.chain.head, 0)?;
-                }
+                self.queue.unpop(1);
+                break;
             }
         }
         Ok(())
     }
 
+    fn has_enough(&self) -> bool {
+        self.room.len() >= ENOUGH_BYTES
+            || self.room.pieces() >= ENOUGH_PIECES
+            || (!self.merges && !self.posted.is_empty())
+    }
+
     /// Virtio 1.2, 5.1.6.3.1: room for the header at least, and nothing to read.
-    fn takes_a_frame(&self, popped: Popped, bytes: usize) -> bool {
-        popped == Popped::Chain && self.chain.readable.is_empty() && bytes >= HEADER_BYTES
+    fn takes_a_frame(&self, popped: Popped) -> bool {
+        popped == Popped::Chain
+            && self.chain.readable.is_empty()
+            && self.chain.writable_bytes() >= HEADER_BYTES as u64
     }
 
     /// Reads one frame into the first chains that wait.
-    fn one<'m>(
-        &mut self,
-        memory: &'m Memory,
-        room: &mut GuestIo<'m>,
-        card: &Card,
-    ) -> Result<Attempt, DeviceError> {
+    fn one(&mut self, card: &Card) -> Result<Attempt, DeviceError> {
         let mut header = [0; HEADER_BYTES];
-        room.advance(HEADER_BYTES);
-        let capacity = room.len();
         let read = loop {
-            match room.read_frame(card.tap.as_fd(), &mut header, &mut self.excess) {
+            match self.room.read_frame(card.tap.as_fd(), &mut header, &mut self.excess) {
                 Ok(read) => break read,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Attempt::NoFrame),
@@ -177,24 +152,17 @@ impl Receiver {
             }
         };
         let bytes = read.saturating_sub(HEADER_BYTES) as u64;
-        if read < HEADER_BYTES || read - HEADER_BYTES > capacity {
+        if read < HEADER_BYTES || read > self.room.len() {
             self.dropped += 1;
-            *room = self.room(memory);
             return Ok(Attempt::Frame(bytes));
         }
         let index = self.queue.index();
-        self.deliver(memory, room, header, read).map_err(|source| DeviceError::Queue { index, source })?;
+        self.deliver(header, read).map_err(|source| DeviceError::Queue { index, source })?;
         Ok(Attempt::Frame(bytes))
     }
 
     /// Gives back the chains that the frame of `bytes`, header and all, lies in.
-    fn deliver<'m>(
-        &mut self,
-        memory: &'m Memory,
-        room: &mut GuestIo<'m>,
-        mut header: [u8; HEADER_BYTES],
-        bytes: usize,
-    ) -> Result<(), QueueError> {
+    fn deliver(&mut self, mut header: [u8; HEADER_BYTES], bytes: usize) -> Result<(), QueueError> {
         let (mut chains, mut held) = (0_u16, 0);
         for posted in &self.posted {
             chains += 1;
@@ -205,13 +173,9 @@ impl Receiver {
         }
         // The tap fills in ten bytes; how many chains there are is ours to say (5.1.6.4).
         header[10..].copy_from_slice(&chains.to_le_bytes());
-        if let Some(first) = self.posted.front()
-            && let Ok(mut place) = GuestIo::new(memory, &first.buffers, Permissions::Write)
-        {
-            place.fill_from(&header);
-        }
+        self.room.write(&header);
         // What the last chain has left over is lost to the next frame.
-        room.advance(held - bytes);
+        self.room.advance(held);
         let mut left = bytes;
         for posted in self.posted.drain(..usize::from(chains)) {
             let written = left.min(posted.bytes);
@@ -223,8 +187,14 @@ impl Receiver {
 
     /// Gives the queue back, with the chains that wait still in it.
     pub(super) fn take(&mut self) -> (u16, virtio_queue::Queue) {
+        self.put_back();
+        self.queue.take()
+    }
+
+    /// Puts the chains that wait back into the queue.
+    fn put_back(&mut self) {
         self.queue.unpop(u16::try_from(self.posted.len()).unwrap_or(u16::MAX));
         self.posted.clear();
-        self.queue.take()
+        self.room.clear();
     }
 }

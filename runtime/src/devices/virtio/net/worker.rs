@@ -79,7 +79,6 @@ impl NetWorker {
 
     fn send_all(&mut self) -> Result<(), DeviceError> {
         let failed = |source| DeviceError::Queue { index: TRANSMIT, source };
-        self.transmit.acknowledge_kick();
         self.transmit.refuse_kicks().map_err(failed)?;
         let (mut looks, mut bytes) = (0, 0);
         loop {
@@ -146,6 +145,10 @@ impl Worker for NetWorker {
         }
     }
 
+    fn by_edge(&self, token: Token) -> bool {
+        [RECEIVE, TRANSMIT].map(|index| Token(index.into())).contains(&token)
+    }
+
     fn ready(&mut self, token: Token) -> Result<(), DeviceError> {
         if !self.told {
             self.card.tap.offload(self.features).map_err(DeviceError::host("setting the tap's offloads"))?;
@@ -159,9 +162,6 @@ impl Worker for NetWorker {
         rang.into_iter().for_each(Gate::rang);
         if token == TRANSMIT_TIMER || token == Token(TRANSMIT.into()) {
             return self.send_all();
-        }
-        if token == Token(RECEIVE.into()) {
-            self.receiver.queue.acknowledge_kick();
         }
         self.receiver.receive(&self.card, self.receive_gate.as_mut())?;
         let dropped = std::mem::take(&mut self.receiver.dropped);

@@ -23,6 +23,8 @@ pub(crate) struct Rig {
     pub(crate) memory: Memory,
     pub(crate) transport: Arc<MmioTransport>,
     pub(crate) rings: Vec<Ring>,
+    /// The interrupt's.
+    pub(crate) line: EventFd,
     event_loop: EventLoop,
     /// The drive's own, if the device has one.
     pub(crate) drive_loop: Option<EventLoop>,
@@ -51,8 +53,9 @@ impl Rig {
         let sizes = device.queue_sizes().to_vec();
         let rings = (0..).zip(sizes).map(|(index, size)| Ring::new(&memory, index, size)).collect();
         let line = EventFd::new(libc::EFD_NONBLOCK).unwrap();
-        let transport = MmioTransport::new(device, memory.clone(), line, handle).unwrap();
-        Self { memory, transport, rings, event_loop, drive_loop }
+        let transport =
+            MmioTransport::new(device, memory.clone(), Box::new(line.try_clone().unwrap()), handle);
+        Self { memory, transport: transport.unwrap(), rings, line, event_loop, drive_loop }
     }
 
     fn started(mut self) -> Self {

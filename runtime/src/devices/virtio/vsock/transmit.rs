@@ -23,7 +23,6 @@ const PACKETS: u32 = 64;
 impl Exchange {
     /// Takes packets from the guest until there are none, or others have to come first. The caller signals.
     pub(super) fn transmit(&mut self, host: &mut HostSide) -> Result<(), QueueError> {
-        self.outbound.acknowledge_kick();
         self.outbound.refuse_kicks()?;
         for _ in 0..PACKETS {
             self.held_up = self.strays.len() >= MOST_STRAYS;

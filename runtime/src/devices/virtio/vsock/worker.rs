@@ -78,6 +78,11 @@ impl Worker for VsockWorker {
         &self.events
     }
 
+    /// All that is not the host's side is a queue's kick.
+    fn by_edge(&self, token: Token) -> bool {
+        token != HOST
+    }
+
     fn ready(&mut self, token: Token) -> Result<(), DeviceError> {
         let shared = self.host.clone();
         let mut host = shared.lock().unwrap_or_else(PoisonError::into_inner);
@@ -86,10 +91,6 @@ impl Worker for VsockWorker {
             self.exchange.host_events(&mut host)?;
         } else if token == Token(TRANSMIT.into()) {
             self.exchange.transmit(&mut host).map_err(failed(TRANSMIT))?;
-        } else if token == Token(RECEIVE.into()) {
-            self.exchange.inbound.queue.acknowledge_kick();
-        } else if let Some(queue) = &self.exchange.events {
-            queue.acknowledge_kick();
         }
         drop(host);
         self.tell_reset().map_err(failed(EVENT))?;

@@ -90,7 +90,7 @@ fn an_interrupt_that_was_not_acknowledged_is_raised_again() {
     assert_eq!(read(&rig.transport, 0x60), 1);
     rig.pause();
     let rig = rig.restore(entropy());
-    assert!(rig.transport.interrupt_line().read().is_ok());
+    assert!(rig.line.read().is_ok());
     assert_eq!(read(&rig.transport, 0x60), 1);
     write(&rig.transport, 0x64, 1);
     rig.transport.pause();
@@ -98,7 +98,7 @@ fn an_interrupt_that_was_not_acknowledged_is_raised_again() {
     rig.until(|rig| rig.is_paused());
     rig.transport.resume();
     rig.settle();
-    assert!(rig.transport.interrupt_line().read().is_err(), "nothing is pending");
+    assert!(rig.line.read().is_err(), "nothing is pending");
 }
 
 #[test]
