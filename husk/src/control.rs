@@ -113,13 +113,6 @@ impl Control {
         self.flush()
     }
 
-    /// Asks the guest to have so many MiB of the memory that comes and goes.
-    pub(crate) fn memory(&mut self, requested_mib: u64) -> Result<(), ControlError> {
-        let message = ToCell::Memory { requested_mib };
-        self.answers.push_back((serde_json::to_vec(&message).map_err(io::Error::from)?, None));
-        self.flush()
-    }
-
     /// Answers the guest's wish for a connection.
     pub(crate) fn answer(&mut self, request: u32, stream: Option<OwnedFd>) -> Result<(), ControlError> {
         let answer = ToCell::VsockConnected { request, connected: stream.is_some() };
@@ -127,7 +120,7 @@ impl Control {
         self.flush()
     }
 
-    /// Asks for a change of the machine that runs, with its file.
+    /// Asks for a change of the machine that runs, with its file, if it has one.
     pub(crate) fn change(
         &mut self,
         request: u32,

@@ -10,7 +10,7 @@ mod names;
 mod network;
 mod pmem;
 
-pub(crate) use memory::{check_memory, most_memory_mib, wanted_memory_mib};
+pub(crate) use memory::{BLOCK_MIB, check_memory, most_memory_mib, wanted_memory_mib};
 pub(crate) use names::FileNames;
 pub(crate) use network::network;
 pub(crate) use pmem::{kept as images, mounts, root as root_image};

@@ -320,6 +320,7 @@ impl<'a> Sandbox<'a> {
             started_ms: realtime_ns() / 1_000_000,
             vcpus: prepared.spec.machine_config.vcpu_count,
             memory_mib: plan::most_memory_mib(&prepared.spec),
+            booted_mib: prepared.spec.machine_config.mem_size_mib,
             command: self.options.command.iter().take(SHOWN_COMMAND).map(&mut shown).collect(),
             drives: prepared.spec.drives.iter().map(drive_record).collect(),
             vsock: prepared.listener.as_ref().map(|listener| listener.name().clone()),

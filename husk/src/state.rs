@@ -84,8 +84,11 @@ pub(crate) struct Record {
     pub started_ms: u64,
     /// vCPUs.
     pub vcpus: u64,
-    /// Guest memory in MiB.
+    /// The most memory that the guest can have, in MiB.
     pub memory_mib: u64,
+    /// What it booted in, in MiB; the rest is plugged in.
+    #[serde(default)]
+    pub booted_mib: u64,
     /// The command; what is not UTF-8 is replaced.
     pub command: Vec<String>,
     /// Its drives, in the guest's order.
@@ -411,6 +414,7 @@ pub(crate) mod tests {
             started_ms,
             vcpus: 1,
             memory_mib: 128,
+            booted_mib: 128,
             command: vec!["x".into()],
             drives: Vec::new(),
             vsock: None,

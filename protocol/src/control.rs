@@ -11,7 +11,7 @@ mod balloon;
 mod change;
 
 pub use balloon::{BalloonReport, BalloonStatistics};
-pub use change::{CHANGE_PATIENCE_S, Change, Changed, DriveChange, MAX_CHANGE, Refusal};
+pub use change::{CHANGE_PATIENCE_S, Change, Changed, DriveChange, MAX_CHANGE, MemoryChange, Refusal};
 
 use crate::spec::RawSpec;
 use serde::{Deserialize, Serialize};
@@ -38,12 +38,6 @@ pub enum ToCell {
     },
     /// End the machine now; answered with [`FromCell::Ended`].
     Stop,
-    /// Asks the guest to have so much of its `memory-hotplug`; it comes and goes as the guest's kernel can. Whole blocks of it,
-    /// and at most all, whatever the number.
-    Memory {
-        /// In MiB.
-        requested_mib: u64,
-    },
     /// The answer to [`FromCell::VsockConnect`]: one descriptor beside it (a connected stream socket) if `connected`.
     VsockConnected {
         /// The request that this answers.

@@ -281,11 +281,23 @@ impl Machine {
         }
     }
 
-    /// Asks the guest to have so many MiB of the memory that comes and goes; nothing happens where it has none.
-    pub fn request_memory(&self, mib: u64) {
-        if let Some((requested, transport)) = &self.requested {
-            transport.change_config(|| requested.set(mib.saturating_mul(1 << 20)));
+    /// Asks the guest to have so many MiB of the memory that comes and goes.
+    ///
+    /// # Errors
+    /// It has none, or not so much, or it is no whole number of blocks: in a line.
+    pub fn request_memory(&self, mib: u64) -> Result<(), String> {
+        let has = self.spec.hotplug().map_or(0, HotplugSpec::bytes) >> 20;
+        let Some((requested, transport)) = self.requested.as_ref().filter(|_| mib <= has) else {
+            return Err(format!(
+                "memory: requested_size_mib {mib}: 0 to {has} is allowed, the total_size_mib"
+            ));
+        };
+        let block = memory::BLOCK >> 20;
+        if !mib.is_multiple_of(block) {
+            return Err(format!("memory: requested_size_mib {mib}: a multiple of {block} is allowed"));
         }
+        transport.change_config(|| requested.set(mib << 20));
+        Ok(())
     }
 
     /// Its drives, for who changes them.

@@ -119,7 +119,7 @@ fn waits_for_its_disk() -> bool {
 }
 
 /// husk with these arguments, its standard input, and the lines of its standard output.
-fn talking(args: &[&str]) -> (Child, ChildStdin, Receiver<String>) {
+pub(crate) fn talking(args: &[&str]) -> (Child, ChildStdin, Receiver<String>) {
     let mut command = Command::new(binary());
     let mut child = command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let stdin = child.stdin.take().unwrap();
@@ -130,7 +130,7 @@ fn talking(args: &[&str]) -> (Child, ChildStdin, Receiver<String>) {
 }
 
 /// The id of the one sandbox that runs.
-fn sandbox() -> String {
+pub(crate) fn sandbox() -> String {
     let listed = Husk::new(["ps", "--json"]).output().expect_status(0);
     let listed: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
     assert_eq!(listed.as_array().map(Vec::len), Some(1), "{listed}");

@@ -1,5 +1,6 @@
 //! A guest's memory grows while it runs, and shrinks again.
 
+use crate::drives::{sandbox, talking};
 use husk_tests::bench::cpio::Cpio;
 use husk_tests::husk::{Husk, libexec};
 use husk_tests::processes;
@@ -13,6 +14,7 @@ use std::io::{BufRead, BufReader, IoSlice, PipeReader, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::{Child, Command};
+use std::time::{Duration, Instant};
 
 /// Prints how much memory there is in KiB.
 const TOTAL: &str = "sed -n 's/MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo";
@@ -90,7 +92,9 @@ impl Machine {
     }
 
     fn ask_for(&self, mib: u64) {
-        let message = format!(r#"{{"memory": {{"requested_mib": {mib}}}}}"#);
+        let message = format!(
+            r#"{{"change": {{"request": 0, "change": {{"memory": {{"requested_size_mib": {mib}}}}}}}}}"#
+        );
         rustix::net::send(&self.control, message.as_bytes(), SendFlags::empty()).unwrap();
     }
 
@@ -128,4 +132,37 @@ fn memory_that_is_taken_back_is_the_hosts_again() {
     machine.wait_for(|_| true);
     let left = machine.resident();
     assert!(left < grown - (150 << 10), "{grown} KiB became {left}");
+}
+
+#[test]
+fn an_operator_gives_memory_and_takes_it_back() {
+    let script = format!("while read what; do {TOTAL}; done");
+    let args = ["run", "-i", "--memory-max", "640M", "--", "sh", "-c", &script];
+    let (mut child, mut stdin, lines) = talking(&args);
+    let mut total = || {
+        writeln!(stdin).unwrap();
+        let line = lines.recv_timeout(Duration::from_secs(30)).unwrap();
+        line.parse::<u64>().unwrap()
+    };
+    let mut comes_to = |least: u64, most: u64| {
+        let started = Instant::now();
+        while !(least..most).contains(&(total() >> 10)) {
+            assert!(started.elapsed() < Duration::from_secs(40), "{} MiB", total() >> 10);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    comes_to(600, 640);
+    let id = sandbox();
+    let update = |size: &str| Husk::new(["update", &id, "--memory", size]).output();
+    update("256M").expect_status(0);
+    // At least what booted, and a part of what was in use when it was asked for.
+    comes_to(100, 500);
+    update("640M").expect_status(0);
+    comes_to(600, 640);
+    for size in ["126M", "641M", "129M", "1T"] {
+        let outcome = update(size).expect_status(125);
+        assert!(outcome.stderr.contains("128M, which the sandbox booted in, to 640M"), "{}", outcome.stderr);
+    }
+    drop(stdin);
+    assert!(child.wait().unwrap().success());
 }

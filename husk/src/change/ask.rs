@@ -5,15 +5,16 @@
 
 use super::{address, receive, send};
 use crate::image::{Access, Image, ImageError};
+use crate::plan::BLOCK_MIB;
 use crate::state::{DriveRecord, Record, State, StateError};
-use husk_protocol::control::{CHANGE_PATIENCE_S, Change, Changed, DriveChange, Fault, Refusal};
+use husk_protocol::control::{CHANGE_PATIENCE_S, Change, Changed, DriveChange, Fault, MemoryChange, Refusal};
 use husk_protocol::spec::FileRef;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Longer than the sandbox takes for an answer, however slow the machine is.
@@ -29,6 +30,8 @@ pub(crate) enum Ask {
         /// The file.
         file: PathBuf,
     },
+    /// So much memory in all, in MiB.
+    Memory(u64),
 }
 
 /// A change that did not come about.
@@ -53,6 +56,18 @@ pub(crate) enum AskError {
         "drive {0:?} is a part of a file, as Husk's own root is of husk's; only a whole file can be replaced"
     )]
     Part(String),
+    /// More or less than it can have.
+    #[error(
+        "--memory {asked}M: {least}M, which the sandbox booted in, to {most}M is allowed, in steps of {BLOCK_MIB}M"
+    )]
+    Memory {
+        /// In MiB.
+        asked: u64,
+        /// What it booted in, in MiB.
+        least: u64,
+        /// As it was started, in MiB.
+        most: u64,
+    },
     /// Nobody listens.
     #[error("sandbox {id} cannot be asked: {source}")]
     Socket {
@@ -85,7 +100,7 @@ impl AskError {
         match self {
             Self::State(error) => error.fault(),
             Self::Image(error) => error.fault(),
-            Self::Drive { .. } | Self::Part(_) | Self::Ended(_) => Fault::Operator,
+            Self::Drive { .. } | Self::Part(_) | Self::Memory { .. } | Self::Ended(_) => Fault::Operator,
             Self::Socket { .. } | Self::Silence(_) => Fault::Host,
             Self::Refused { fault, .. } => *fault,
         }
@@ -95,15 +110,28 @@ impl AskError {
 /// Asks the sandbox whose id is, or begins with, `prefix`; its whole id, and how it went.
 pub(crate) fn ask(state: &State, prefix: &str, ask: &Ask) -> Result<String, AskError> {
     let record = state.find(prefix)?;
-    let Ask::Drive { id, file } = ask;
-    let drive = drive(&record, id)?;
+    match ask {
+        Ask::Drive { id, file } => ask_drive(state, &record, id, file)?,
+        Ask::Memory(mib) => tell(state, &record.id, &memory(&record, *mib)?, None)?,
+    }
+    Ok(record.id)
+}
+
+fn memory(record: &Record, asked: u64) -> Result<Change, AskError> {
+    let (least, most) = (record.booted_mib, record.memory_mib);
+    let more = asked.checked_sub(least).filter(|more| asked <= most && more.is_multiple_of(BLOCK_MIB));
+    let requested_size_mib = more.ok_or(AskError::Memory { asked, least, most })?;
+    Ok(Change::Memory(MemoryChange { requested_size_mib }))
+}
+
+fn ask_drive(state: &State, record: &Record, id: &str, file: &Path) -> Result<(), AskError> {
+    let drive = drive(record, id)?;
     let access = if drive.writable { Access::WritableDisk } else { Access::Disk };
     let image = Image::open("drive", file, access)?;
     // The lock goes with the descriptor: from here on the file is the sandbox's.
     image.lock(drive.writable)?;
-    let change = Change::Drive(DriveChange { drive_id: id.clone(), path_on_host: FileRef::Fd(0) });
-    tell(state, &record.id, &change, image.file.into())?;
-    Ok(record.id)
+    let change = Change::Drive(DriveChange { drive_id: id.to_owned(), path_on_host: FileRef::Fd(0) });
+    tell(state, &record.id, &change, Some(image.file.into()))
 }
 
 fn drive<'r>(record: &'r Record, id: &str) -> Result<&'r DriveRecord, AskError> {
@@ -116,7 +144,7 @@ fn drive<'r>(record: &'r Record, id: &str) -> Result<&'r DriveRecord, AskError> 
 }
 
 /// Sends the question, and waits for the answer.
-fn tell(state: &State, id: &str, change: &Change, file: OwnedFd) -> Result<(), AskError> {
+fn tell(state: &State, id: &str, change: &Change, file: Option<OwnedFd>) -> Result<(), AskError> {
     let failed = |errno: Errno| AskError::Socket { id: id.to_owned(), source: errno.into() };
     let (address, _directory) = address(&state.sandboxes().join(id)).map_err(|errno| match errno {
         Errno::NOENT => AskError::Ended(id.to_owned()),
@@ -129,7 +157,8 @@ fn tell(state: &State, id: &str, change: &Change, file: OwnedFd) -> Result<(), A
         errno => failed(errno),
     })?;
     let text = serde_json::to_vec(change).map_err(|_| failed(Errno::INVAL))?;
-    match send(&socket, &text, &[file.as_fd()]) {
+    let files: Vec<BorrowedFd<'_>> = file.iter().map(AsFd::as_fd).collect();
+    match send(&socket, &text, &files) {
         // It may have sent us away before we could speak; it says so.
         Ok(()) | Err(Errno::PIPE) => {}
         Err(errno) => return Err(failed(errno)),

@@ -64,7 +64,7 @@ fn a_question_arrives_with_its_file_and_the_answer_goes_back() {
     for (round, answer) in [Changed::default(), refusal, Changed::default()].into_iter().enumerate() {
         let asker = rig.asks("data");
         let question = rig.question();
-        let Change::Drive(drive) = &question.change;
+        let Change::Drive(drive) = &question.change else { panic!("{:?}", question.change) };
         assert_eq!(drive.drive_id, "data");
         let file = std::fs::File::from(question.file.unwrap());
         let (ours, theirs) = (std::fs::metadata(&rig.file).unwrap(), file.metadata().unwrap());
@@ -118,7 +118,7 @@ fn nonsense_and_silence_hold_the_desk_for_a_moment_only() {
         socket
     };
     let socket = connected(&mut rig);
-    send(&socket, b"{\"memory\": 1}", &[]).unwrap();
+    send(&socket, b"{\"vcpus\": 1}", &[]).unwrap();
     assert!(rig.desk.ready().is_none());
     assert!(String::from_utf8_lossy(&receive(socket.as_fd()).unwrap().0).contains("unknown variant"));
     let socket = connected(&mut rig);
@@ -145,4 +145,27 @@ fn a_sandbox_that_ends_meanwhile_says_nothing_and_is_named() {
     std::fs::remove_file(std::env::temp_dir().join(NAME)).unwrap();
     assert_eq!(asker.join().unwrap().unwrap_err().to_string(), "sandbox box has ended");
     assert_eq!(rig.refused("image"), "sandbox box has ended");
+}
+
+#[test]
+fn memory_is_asked_for_within_what_the_sandbox_was_started_for() {
+    let mut rig = Rig::new("memory");
+    let ask = |rig: &Rig, mib| {
+        let state = rig.state.clone();
+        std::thread::spawn(move || super::ask(&state, "bo", &Ask::Memory(mib)))
+    };
+    for mib in [0, 127, 129, 130, u64::MAX] {
+        let error = ask(&rig, mib).join().unwrap().unwrap_err();
+        let said =
+            format!("--memory {mib}M: 128M, which the sandbox booted in, to 128M is allowed, in steps of 2M");
+        assert_eq!((error.to_string(), error.fault()), (said, Fault::Operator));
+    }
+    let registration = rig.registration.as_ref().unwrap();
+    registration.publish(&crate::state::Record { memory_mib: 512, ..record("box", 1) }).unwrap();
+    let asker = ask(&rig, 300);
+    let question = rig.question();
+    let asked = husk_protocol::control::MemoryChange { requested_size_mib: 172 };
+    assert_eq!((question.change, question.file.is_none()), (Change::Memory(asked), true));
+    rig.desk.answer(question.number, &Changed::default());
+    assert_eq!(asker.join().unwrap().unwrap(), "box");
 }

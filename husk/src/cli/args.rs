@@ -201,6 +201,9 @@ pub(crate) struct Update {
     /// the file to put behind a drive, DRIVE=FILE; the guest sees its size, and is not asked whether it uses the old one
     #[argh(option, arg_name = "drive=file")]
     pub(crate) drive: Vec<String>,
+    /// the memory that the guest is to have, as in 512M: what it booted in to what --memory-max said
+    #[argh(option, arg_name = "size", from_str_fn(mebibytes))]
+    pub(crate) memory: Option<u64>,
     /// print the result as one JSON object
     #[argh(switch)]
     pub(crate) json: bool,
@@ -212,8 +215,10 @@ pub(crate) struct Update {
 impl Update {
     /// What is asked for: one thing.
     pub(crate) fn ask(&self) -> Result<Ask, String> {
-        let [drive] = self.drive.as_slice() else {
-            return Err("one change at a time: --drive DRIVE=FILE, once".into());
+        let drive = match (self.drive.as_slice(), self.memory) {
+            ([], Some(mib)) => return Ok(Ask::Memory(mib)),
+            ([drive], None) => drive,
+            _ => return Err("one change at a time: --drive DRIVE=FILE or --memory SIZE, once".into()),
         };
         match drive.split_once('=') {
             Some((id, file)) if !id.is_empty() && !file.is_empty() => {

@@ -92,6 +92,7 @@ fn the_table_is_aligned() {
         started_ms: 1000,
         vcpus: 2,
         memory_mib: 160,
+        booted_mib: 128,
         command: vec![command.into(), "1000\x1b".into()],
         drives: Vec::new(),
         vsock: None,

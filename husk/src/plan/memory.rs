@@ -10,7 +10,7 @@ use husk_protocol::spec::{HugePages, RawMachineConfig, RawMemoryHotplug, RawSpec
 /// Memory that a guest needs beside kernel and initrd, at least, in MiB.
 const WORKING_MEMORY_MIB: u64 = 4;
 /// The unit in MiB in which memory is plugged in and out.
-const BLOCK_MIB: u64 = 2;
+pub(crate) const BLOCK_MIB: u64 = 2;
 /// Linux adds memory in units of so many MiB.
 const SMALL_UNIT_MIB: u64 = 128;
 /// And of up to so many in a guest that has [`LARGE_MIB`] (64 GiB, the hole for devices included) from the start.

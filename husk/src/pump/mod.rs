@@ -18,7 +18,7 @@ use crate::timeline::Timeline;
 use crate::volume::Volumes;
 use ending::Clock;
 use husk_protocol::control::{
-    CONSOLE_TAIL_LINE_BYTES, CONSOLE_TAIL_LINES, Changed, Ended, Fault, FromCell, Stage,
+    CONSOLE_TAIL_LINE_BYTES, CONSOLE_TAIL_LINES, Change, Changed, Ended, Fault, FromCell, MemoryChange, Stage,
 };
 use rustix::event::PollFlags;
 use rustix::io::Errno;
@@ -30,6 +30,8 @@ use std::time::Duration;
 const MESSAGES_A_TURN: usize = 32;
 /// Most lines of what the cell does without: one a device.
 const MOST_DEGRADED: usize = 19;
+/// The number of what is asked of the cell without anybody having asked; the desk's count up from 0, one at a time.
+const OWN_REQUEST: u32 = u32::MAX;
 /// Bytes of the jailer's standard error that are kept.
 const JAILER_WORDS: usize = 4096;
 
@@ -182,9 +184,11 @@ impl<'a> Pump<'a> {
 
     /// Asks for the memory that the guest is to have beside what it booted in.
     fn grow(&mut self) {
-        if let Some(mib) = self.memory.take_if(|_| self.timeline.has(Stage::Ready))
-            && let Err(error) = self.control.memory(mib)
-        {
+        let Some(requested_size_mib) = self.memory.take_if(|_| self.timeline.has(Stage::Ready)) else {
+            return;
+        };
+        let change = Change::Memory(MemoryChange { requested_size_mib });
+        if let Err(error) = self.control.change(OWN_REQUEST, change, None) {
             self.fail(Fault::Host, error.to_string());
         }
     }

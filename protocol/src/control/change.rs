@@ -18,6 +18,17 @@ pub const CHANGE_PATIENCE_S: u64 = 5;
 pub enum Change {
     /// Another file behind a drive; Firecracker's `PATCH /drives/{id}`.
     Drive(DriveChange),
+    /// Another amount of memory beside what the guest booted in; Firecracker's `PATCH /hotplug/memory`. Done means that the
+    /// guest was asked: memory comes and goes as its kernel can.
+    Memory(MemoryChange),
+}
+
+/// Another amount of the memory that is plugged in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemoryChange {
+    /// In MiB, of `memory-hotplug`'s `total_size_mib`; a multiple of its block.
+    pub requested_size_mib: u64,
 }
 
 /// Another file behind a drive.
@@ -70,7 +81,10 @@ mod tests {
         let refused = Changed::refused(Fault::Operator, "no");
         let text = r#"{"refused":{"fault":"operator","message":"no"}}"#;
         assert_eq!(serde_json::from_str::<Changed>(text).unwrap(), refused);
-        let error = serde_json::from_str::<Change>(r#"{"memory": 1}"#).unwrap_err().to_string();
-        assert!(error.contains("unknown variant `memory`"), "{error}");
+        let error = serde_json::from_str::<Change>(r#"{"vcpus": 1}"#).unwrap_err().to_string();
+        assert!(error.contains("unknown variant `vcpus`"), "{error}");
+        let text = r#"{"memory":{"requested_size_mib":4}}"#;
+        let memory = Change::Memory(MemoryChange { requested_size_mib: 4 });
+        assert_eq!(serde_json::from_str::<Change>(text).unwrap(), memory);
     }
 }

@@ -6,7 +6,7 @@
 
 use crate::devices::virtio::block::ExchangeError;
 use crate::machine::Drives;
-use husk_protocol::control::{CHANGE_PATIENCE_S, Change, Changed, DriveChange, Fault, FromCell};
+use husk_protocol::control::{CHANGE_PATIENCE_S, Changed, DriveChange, Fault, FromCell};
 use husk_protocol::spec::FileRef;
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -32,10 +32,9 @@ impl Changes {
         &mut self,
         drives: &Drives,
         request: u32,
-        change: Change,
+        drive: DriveChange,
         descriptors: Vec<OwnedFd>,
     ) -> Option<FromCell> {
-        let Change::Drive(drive) = change;
         let changed = self.begin_drive(drives, request, drive, descriptors).err()?;
         Some(FromCell::Changed { request, changed })
     }
@@ -129,8 +128,8 @@ mod tests {
         (Drives::of("data", block.exchange(handle)), event_loop, block)
     }
 
-    fn change(drive_id: &str, path_on_host: FileRef) -> Change {
-        Change::Drive(DriveChange { drive_id: drive_id.into(), path_on_host })
+    fn change(drive_id: &str, path_on_host: FileRef) -> DriveChange {
+        DriveChange { drive_id: drive_id.into(), path_on_host }
     }
 
     /// The request that is answered, and its refusal; empty if it was done.

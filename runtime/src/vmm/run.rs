@@ -8,9 +8,9 @@ use crate::control;
 use crate::machine::Machine;
 use crate::report::Reporter;
 use crate::vcpu::VcpuEnd;
-use husk_protocol::control::{EndReason, FromCell, Stage};
+use husk_protocol::control::{Change, Changed, EndReason, Fault, FromCell, MemoryChange, Stage};
 use std::io::ErrorKind;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 const CONTROL: u64 = 0;
@@ -68,6 +68,23 @@ fn answer(answer: Option<FromCell>, reporter: &Reporter) {
     }
 }
 
+/// Begins a change; an answer if there is one already.
+fn begin(
+    machine: &Machine,
+    changes: &mut Changes,
+    (request, change): (u32, Change),
+    descriptors: Vec<OwnedFd>,
+) -> Option<FromCell> {
+    match change {
+        Change::Drive(drive) => changes.begin(machine.drives(), request, drive, descriptors),
+        Change::Memory(MemoryChange { requested_size_mib }) => {
+            let asked = machine.request_memory(requested_size_mib);
+            let changed = asked.err().map(|line| Changed::refused(Fault::Operator, line)).unwrap_or_default();
+            Some(FromCell::Changed { request, changed })
+        }
+    }
+}
+
 fn on_message(
     machine: &Machine,
     reporter: &Reporter,
@@ -89,12 +106,8 @@ fn on_message(
             machine.answer_vsock(request, stream);
             Ok(None)
         }
-        (_, Request::Memory { requested_mib }) => {
-            machine.request_memory(requested_mib);
-            Ok(None)
-        }
         (_, Request::Change { request, change, descriptors }) => {
-            answer(changes.begin(machine.drives(), request, change, descriptors), reporter);
+            answer(begin(machine, changes, (request, change), descriptors), reporter);
             Ok(None)
         }
         (_, Request::Start { .. }) => Err(Refused::Started(State::Running).into()),

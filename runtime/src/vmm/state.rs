@@ -30,11 +30,6 @@ pub enum Request {
     },
     /// End it.
     Stop,
-    /// Let the guest have so much of the memory that comes and goes.
-    Memory {
-        /// In MiB.
-        requested_mib: u64,
-    },
     /// Change it while it runs.
     Change {
         /// Which request.
@@ -60,7 +55,6 @@ impl From<Received> for Request {
         match message {
             ToCell::Start { spec } => Self::Start { spec, descriptors },
             ToCell::Stop => Self::Stop,
-            ToCell::Memory { requested_mib } => Self::Memory { requested_mib },
             ToCell::Change { request, change } => Self::Change { request, change, descriptors },
             ToCell::VsockConnected { request, connected } => {
                 let stream = descriptors.into_iter().next().filter(|_| connected);
@@ -90,12 +84,8 @@ pub fn admit(state: State, request: &Request) -> Result<State, Refused> {
         (State::Waiting, Request::Start { .. }) => Ok(State::Running),
         (_, Request::Start { .. }) => Err(Refused::Started(state)),
         (_, Request::Stop) => Ok(State::Ended),
-        (
-            State::Running,
-            Request::VsockConnected { .. } | Request::Memory { .. } | Request::Change { .. },
-        ) => Ok(State::Running),
+        (State::Running, Request::VsockConnected { .. } | Request::Change { .. }) => Ok(State::Running),
         (_, Request::VsockConnected { .. }) => Err(Refused::NoMachine("vsock_connected")),
-        (_, Request::Memory { .. }) => Err(Refused::NoMachine("memory")),
         (_, Request::Change { .. }) => Err(Refused::NoMachine("change")),
     }
 }
@@ -128,8 +118,7 @@ mod tests {
         for state in [Waiting, Running, Ended] {
             assert_eq!(admit(state, &Request::Stop), Ok(Ended));
         }
-        let memory = Request::Memory { requested_mib: 2 };
-        for (name, request) in [("vsock_connected", answer()), ("memory", memory), ("change", change())] {
+        for (name, request) in [("vsock_connected", answer()), ("change", change())] {
             assert_eq!(admit(Waiting, &request), Err(Refused::NoMachine(name)));
             assert_eq!(admit(Running, &request), Ok(Running));
             assert_eq!(admit(Ended, &request), Err(Refused::NoMachine(name)));
