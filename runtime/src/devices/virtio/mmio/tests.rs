@@ -311,3 +311,19 @@ fn a_configuration_that_changes_says_so() {
     live.transport.change_config(|| {});
     assert_eq!(look(&live), (1, 2));
 }
+
+#[test]
+fn no_kick_outlives_a_reset() {
+    let mut rig = started();
+    write(&rig.transport, 0x50, 0);
+    write(&rig.transport, 0x70, 0);
+    until(|| status(&rig.transport) == 0);
+    negotiate(&rig.transport);
+    rig.ring = Ring::new(&rig.ring.memory, 1, 64);
+    set_queue(&rig.transport, 0, &rig.ring.setup);
+    assert!(rig.transport.queue_notifiers()[0].read().is_err(), "the kick of a driver that is gone");
+    driver_ok(&rig.transport);
+    rig.ring.offer(&[(0x10_0000, 16, true)]);
+    write(&rig.transport, 0x50, 0);
+    until(|| rig.ring.take_used().is_some());
+}
