@@ -26,7 +26,7 @@ use crate::memory::{self, DeviceMemory, GuestMemory, Image, MemoryError};
 use crate::resources::DeviceFiles;
 use crate::spec::{
     BalloonSpec, BucketSpec, DeviceSpec, DriveSpec, LimiterSpec, MachineSpec, NetworkSpec, PmemSpec,
-    VolumeSpec,
+    VolumeSpec, WireSpec,
 };
 use crate::vcpu::{self, Buses, Exits, Vcpu, VcpuHandle};
 use husk_seccomp::Role;
@@ -162,7 +162,7 @@ impl Machine {
         let (mmio, slots) = (Bus::new(), Vec::new());
         let mut virtio = Virtio { vm: &vm, memory: &seen, workers, loops, mmio, slots };
         let mut vsock = None;
-        let (mut drives, mut taps) = (files.drives.into_iter(), files.taps.into_iter());
+        let (mut drives, mut wires) = (files.drives.into_iter(), files.wires.into_iter());
         let mut images = images.iter();
         let mut volumes = files.volumes.into_iter();
         let mut streams = Some((files.exec, files.vsock_listener, ask));
@@ -176,8 +176,8 @@ impl Machine {
                     Box::new(disk(drive, file)?.with_limit(limit(drive.limiter(), &name)?))
                 }
                 DeviceSpec::Network(card) => {
-                    let tap = next_of(&mut taps, &name)?;
-                    Box::new(network_card(card, tap, &name)?)
+                    let wire = next_of(&mut wires, &name)?;
+                    Box::new(network_card(card, wire, &name)?)
                 }
                 DeviceSpec::Vsock(it) => {
                     let host = streams.take().map_or_else(VsockHost::default, |it| socket_host(&spec, it));
@@ -358,9 +358,14 @@ fn printer(console: &Arc<Console>) -> io::Result<VirtioConsole> {
     VirtioConsole::new(Arc::clone(console), |memory| arch::screen::text(memory.ram()))
 }
 
-fn network_card(card: &NetworkSpec, tap: OwnedFd, name: &str) -> Result<Net, MachineError> {
+fn network_card(card: &NetworkSpec, wire: OwnedFd, name: &str) -> Result<Net, MachineError> {
     let policy = Policy::new(card.allow().to_vec(), card.addresses().to_vec());
-    let net = Net::new(tap, card.mac(), card.mtu(), policy);
+    let net = match card.wire() {
+        WireSpec::Tap(_) => Net::new(wire, card.mac(), card.mtu(), policy),
+        WireSpec::Stream(_) => {
+            Net::over_stream(wire, card.mac(), card.mtu(), policy).map_err(descriptor(name))?
+        }
+    };
     Ok(net.with_limits(limit(card.receive_limiter(), name)?, limit(card.transmit_limiter(), name)?))
 }
 

@@ -18,6 +18,10 @@ pub struct RawNetwork {
     /// Husk: the open tap.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tap: Option<FileRef>,
+    /// Husk: in place of a tap the connected stream socket of a process that is the network; each frame goes over it behind
+    /// its length in four bytes, the most significant first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream: Option<FileRef>,
     /// Husk: largest packet in bytes; absent: the tap's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u64>,

@@ -13,7 +13,7 @@ mod volume;
 
 pub use error::SpecError;
 pub use limits::{BucketSpec, LimiterSpec};
-pub use network::NetworkSpec;
+pub use network::{NetworkSpec, WireSpec};
 pub use parts::{
     BalloonSpec, BootSpec, DriveSpec, EntropySpec, ExecSpec, MemorySpec, PlacementSpec, VsockSpec,
 };

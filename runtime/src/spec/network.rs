@@ -15,12 +15,21 @@ const MAX_ID: usize = 64;
 /// Largest packet if nothing is said, in bytes: Ethernet's.
 const DEFAULT_MTU: u16 = 1500;
 
+/// What a card's frames come from and go to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WireSpec {
+    /// The open tap.
+    Tap(FileRef),
+    /// The connected stream socket of a process that is the network.
+    Stream(FileRef),
+}
+
 /// One network card.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkSpec {
     id: String,
     mac: Mac,
-    tap: FileRef,
+    wire: WireSpec,
     mtu: u16,
     allow: Vec<AllowRule>,
     addresses: Vec<Prefix>,
@@ -76,10 +85,16 @@ impl NetworkSpec {
         let allow = list(&key("allow"), &raw.allow, MAX_RULES)?;
         let addresses: Vec<GuestAddress> = list(&key("guest_ip"), &raw.guest_ip, MAX_ADDRESSES)?;
         let addresses = addresses.into_iter().map(|address| address.0).collect();
-        let tap = raw.tap.unwrap_or(FileRef::Path(raw.host_dev_name.unwrap_or_default()));
+        let wire = match (raw.tap, raw.stream) {
+            (None, Some(stream)) => WireSpec::Stream(stream),
+            (Some(_), Some(_)) => {
+                return Err(SpecError::malformed(key("stream"), "given beside tap", "one of the two"));
+            }
+            (tap, None) => WireSpec::Tap(tap.unwrap_or(FileRef::Path(raw.host_dev_name.unwrap_or_default()))),
+        };
         let receive_limiter = LimiterSpec::new(raw.rx_rate_limiter, &key("rx_rate_limiter"))?;
         let transmit_limiter = LimiterSpec::new(raw.tx_rate_limiter, &key("tx_rate_limiter"))?;
-        Ok(Self { id: raw.iface_id, mac, tap, mtu, allow, addresses, receive_limiter, transmit_limiter })
+        Ok(Self { id: raw.iface_id, mac, wire, mtu, allow, addresses, receive_limiter, transmit_limiter })
     }
 
     /// Its name on the host: 1 to 64 bytes of letters, digits, `_`, `-` and `.`.
@@ -94,10 +109,10 @@ impl NetworkSpec {
         self.mac
     }
 
-    /// The open tap.
+    /// What its frames come from and go to.
     #[must_use]
-    pub fn tap(&self) -> &FileRef {
-        &self.tap
+    pub fn wire(&self) -> &WireSpec {
+        &self.wire
     }
 
     /// Largest packet in bytes.
@@ -206,6 +221,18 @@ mod tests {
         assert!(text.contains("allow (entries): 65") && text.contains("0 to 64"), "{text}");
         let text = refused(|raw| raw.guest_ip = vec!["127.0.0.1/8".into()]);
         assert!(text.starts_with("network-interfaces[0].guest_ip[0]: \"127.0.0.1/8\""), "{text}");
+    }
+
+    #[test]
+    fn a_stream_stands_in_for_a_tap() {
+        let raw = RawNetwork { tap: None, stream: Some(FileRef::Fd(4)), ..raw() };
+        assert_eq!(all(vec![raw]).unwrap()[0].wire(), &WireSpec::Stream(FileRef::Fd(4)));
+        assert_eq!(all(vec![self::raw()]).unwrap()[0].wire(), &WireSpec::Tap(FileRef::Fd(3)));
+        let text = refused(|raw| raw.stream = Some(FileRef::Fd(4)));
+        assert!(
+            text.starts_with("network-interfaces[0].stream: ") && text.contains("one of the two"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! virtio-net (virtio 1.2, 5.1) over a tap: one queue to receive, one to transmit.
+//! virtio-net (virtio 1.2, 5.1) over a tap or a stream socket: one queue to receive, one to transmit.
 //!
 //! Owns configuration and features; the worker has the queues, `header` and `policy` the judgement of what the guest
 //! sends. Refuses frames with another source address than the device's, frames longer than the device says, headers
@@ -10,8 +10,10 @@ mod frames;
 mod header;
 pub mod policy;
 mod receive;
+mod stream;
 mod tap;
 mod transmit;
+mod wire;
 mod worker;
 
 use super::gate::Limit;
@@ -21,10 +23,13 @@ use super::{
 };
 use husk_protocol::network::Mac;
 use policy::Policy;
+use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use stream::Stream;
 use tap::Tap;
 use virtio_bindings::virtio_net as net;
+use wire::Wire;
 
 /// Descriptors in each queue: as many mergeable buffers of a page's size as a few of the largest frames take.
 const QUEUE_SIZE: u16 = 256;
@@ -34,6 +39,8 @@ const HEADER_BYTES: usize = 12;
 const ETHERNET_BYTES: usize = 14;
 /// Longest frame without its virtio header: the largest IP packet behind an Ethernet header.
 const LONGEST_FRAME: usize = 65_535 + ETHERNET_BYTES;
+/// The status' bit that says so; the fields' first byte.
+const LINK_UP: u8 = 1;
 /// Up to and with `mtu` of `virtio_net_config`.
 const CONFIG_BYTES: usize = 12;
 
@@ -41,23 +48,27 @@ const fn bit(feature: u32) -> u64 {
     1 << feature
 }
 
-/// What a driver that takes everything sends and receives.
-const FEATURES: u64 = FEATURE_EVENT_IDX
+/// What a driver that takes everything knows of any card.
+const COMMON: u64 = FEATURE_EVENT_IDX
     | FEATURE_INDIRECT
     | bit(net::VIRTIO_NET_F_MAC)
     | bit(net::VIRTIO_NET_F_MTU)
+    | bit(net::VIRTIO_NET_F_MRG_RXBUF);
+/// And of one on a tap, which finishes checksums and cuts long frames.
+const TAP_FEATURES: u64 = COMMON
     | bit(net::VIRTIO_NET_F_CSUM)
     | bit(net::VIRTIO_NET_F_GUEST_CSUM)
     | bit(net::VIRTIO_NET_F_HOST_TSO4)
     | bit(net::VIRTIO_NET_F_HOST_TSO6)
     | bit(net::VIRTIO_NET_F_GUEST_TSO4)
-    | bit(net::VIRTIO_NET_F_GUEST_TSO6)
-    | bit(net::VIRTIO_NET_F_MRG_RXBUF);
+    | bit(net::VIRTIO_NET_F_GUEST_TSO6);
+/// And of one on a stream, over which whole frames go, and whose peer may end.
+const STREAM_FEATURES: u64 = COMMON | bit(net::VIRTIO_NET_F_STATUS);
 
 /// What both directions need to know.
 #[derive(Debug)]
 struct Card {
-    tap: Tap,
+    wire: Wire,
     mac: Mac,
     mtu: u16,
     policy: Policy,
@@ -83,11 +94,23 @@ impl Net {
     /// with a virtio header of 12 bytes, checksum and TCP segmentation offload on. `mtu` in bytes, without Ethernet's header.
     #[must_use]
     pub fn new(tap: OwnedFd, mac: Mac, mtu: u16, policy: Policy) -> Self {
+        Self::on(Wire::Tap(Tap::new(tap)), mac, mtu, policy)
+    }
+
+    /// The card with address `mac` whose frames go over `socket`, a connected stream, each behind its length. `mtu` as above.
+    ///
+    /// # Errors
+    /// No descriptor can be made.
+    pub fn over_stream(socket: OwnedFd, mac: Mac, mtu: u16, policy: Policy) -> io::Result<Self> {
+        Ok(Self::on(Wire::Stream(Mutex::new(Stream::new(socket)?)), mac, mtu, policy))
+    }
+
+    fn on(wire: Wire, mac: Mac, mtu: u16, policy: Policy) -> Self {
         let mut config = [0; CONFIG_BYTES];
         config[..6].copy_from_slice(&mac);
-        // 6..10: a status and a number of queue pairs that are not offered.
+        // 6..8: the status, read from the wire; 8..10: a number of queue pairs that is not offered.
         config[10..12].copy_from_slice(&mtu.to_le_bytes());
-        let card = Arc::new(Card { tap: Tap::new(tap), mac, mtu, policy });
+        let card = Arc::new(Card { wire, mac, mtu, policy });
         Self { card, limits: Limits::default(), config }
     }
 
@@ -106,7 +129,10 @@ impl VirtioDevice for Net {
     }
 
     fn features(&self) -> u64 {
-        FEATURES
+        match self.card.wire {
+            Wire::Tap(_) => TAP_FEATURES,
+            Wire::Stream(_) => STREAM_FEATURES,
+        }
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -114,7 +140,11 @@ impl VirtioDevice for Net {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_from(&self.config, offset, data);
+        let mut config = self.config;
+        if matches!(self.card.wire, Wire::Stream(_)) && !self.card.wire.is_dead() {
+            config[6] = LINK_UP;
+        }
+        read_from(&config, offset, data);
     }
 
     fn activate(&mut self, activation: Activation) -> Result<Box<dyn Worker>, ActivateError> {

@@ -1,4 +1,5 @@
 mod limits;
+mod stream;
 
 use super::frames::{MAC, arp, tcp, tcp_with};
 use super::*;
@@ -211,7 +212,7 @@ fn without_mergeable_buffers_a_frame_is_one_chain() {
     let (wire, tap) = UnixDatagram::pair().unwrap();
     tap.set_nonblocking(true).unwrap();
     let mut net = card(tap);
-    let mut bench = Bench::start_with(&mut net, FEATURES & !bit(net::VIRTIO_NET_F_MRG_RXBUF));
+    let mut bench = Bench::start_with(&mut net, TAP_FEATURES & !bit(net::VIRTIO_NET_F_MRG_RXBUF));
     bench.rings[0].offer(&[(ROOM, 1000, true)]);
     bench.rings[0].offer(&[(ROOM, 12, true), (HIGH, 1000, true)]);
     bench.kick(0);
