@@ -9,13 +9,14 @@ use crate::gc::{self, Collected};
 use crate::options::{DriveOption, NetworkOption, Options, VolumeOption};
 use crate::outcome::{Evidence, Outcome, judge};
 use crate::pack::PackError;
+use crate::passt::{self, Passt};
 use crate::plan;
 use crate::prepare::{Manner, PrepareError, Prepared, Told, prepare};
 use crate::pump::{Cell, Limits, Pump};
 use crate::report::{Report, Resources};
 use crate::session::{SESSION, Session, SessionError, Stdio};
 use crate::signals::Signals;
-use crate::spawn::{self, JailerOrder, Process, SpawnError, VolumeOrder};
+use crate::spawn::{self, JailerOrder, NetworkOrder, Process, SpawnError, VolumeOrder};
 use crate::state::{Record, Registration, State, StateError, check_id, random, random_id};
 use crate::terminal::{self, RawTerminal, TerminalError};
 use crate::timeline::{Timeline, now_ns, realtime_ns};
@@ -250,6 +251,18 @@ impl<'a> Sandbox<'a> {
                 writable: false,
             },
         });
+        let passt = prepared.passt.map(|(program, arguments, socket)| passt::Start {
+            jailer: prepared.jailer.clone(),
+            order: NetworkOrder {
+                id: order.id.clone(),
+                uid: order.uid,
+                program,
+                parent_cgroup: order.parent_cgroup.clone(),
+                limits: order.limits.clone(),
+                arguments,
+            },
+            socket,
+        });
         let (jailer, stderr) = spawn::jailer(&prepared.jailer, order.arguments(), vec![theirs])?;
         let cell = Cell { jailer, jailer_stderr: Some(stderr), runtime: None };
         let writable = plan::writable_drives(&self.options);
@@ -264,8 +277,10 @@ impl<'a> Sandbox<'a> {
         pump.console = prepared.console;
         pump.vsock = prepared.vsock;
         pump.volumes = Volumes::new(prepared.volumes, start);
+        pump.passt = Passt::new(passt);
         pump.run();
         report.warnings.extend(std::mem::take(&mut pump.volumes).finish());
+        report.warnings.extend(std::mem::take(&mut pump.passt).finish());
         report.timeline = pump.timeline;
         let runtime = pump.cell.runtime.take();
         place.take_stock(runtime.as_ref(), &mut pump.evidence, &writable, report);
@@ -341,13 +356,18 @@ impl Place {
         let (machine, registration) = (&prepared.spec.machine_config, &self.registration);
         let drives = u64::try_from(prepared.spec.drives.len()).unwrap_or(u64::MAX);
         let volumes = u64::try_from(prepared.spec.volumes.len()).unwrap_or(u64::MAX);
+        let networks = u64::from(prepared.passt.is_some());
         JailerOrder {
             id: registration.id.clone(),
             uid: registration.uid,
             runtime: prepared.runtime.clone(),
             jail_base: self.state.jail_base(),
             parent_cgroup: self.hierarchies.parent().to_owned(),
-            limits: self.hierarchies.limits(machine.mem_size_mib, machine.vcpu_count, [drives, volumes]),
+            limits: self.hierarchies.limits(
+                machine.mem_size_mib,
+                machine.vcpu_count,
+                [drives, volumes, networks],
+            ),
             cpus: prepared.spec.placement.as_ref().map(|placement| placement.pin.clone()).unwrap_or_default(),
         }
     }

@@ -30,7 +30,7 @@ fn places() -> Places {
         root_part: None,
         pmem: Vec::new(),
         drives: Vec::new(),
-        taps: Vec::new(),
+        wires: Vec::new(),
         volumes: Vec::new(),
         exec: 6,
         listener: None,
@@ -199,7 +199,7 @@ fn files_take_their_places_and_the_guest_finds_them_by_serial() {
         drives: vec![DriveOption { file: "f".into(), target: "/data".into(), writable: true }],
         hugepages: true,
         network: Some(NetworkOption {
-            tap: "husk0".into(),
+            tap: Some("husk0".into()),
             allow: vec!["10.0.0.1:80".parse().unwrap()],
             addresses: vec!["10.0.0.2/24".parse().unwrap()],
             ..NetworkOption::default()
@@ -222,7 +222,7 @@ fn files_take_their_places_and_the_guest_finds_them_by_serial() {
     let places = Places {
         drives: vec![4, 5],
         root_part,
-        taps: vec![(8, 1500, [2; 6]), (9, 1400, [6; 6])],
+        wires: vec![(8, 1500, [2; 6]), (9, 1400, [6; 6])],
         listener: Some(7),
         console: Some(10),
         ..places()
@@ -281,7 +281,7 @@ fn limits_stay_with_the_drives_of_the_configuration() {
 #[test]
 fn a_network_that_cannot_be_is_refused() {
     let option = |gateways: &[&str]| NetworkOption {
-        tap: "husk0".into(),
+        tap: Some("husk0".into()),
         addresses: vec!["10.0.0.2/24".parse().unwrap(), "fd00::2/64".parse().unwrap()],
         gateways: gateways.iter().map(|text| text.parse().unwrap()).collect(),
         ..NetworkOption::default()
@@ -299,6 +299,17 @@ fn a_network_that_cannot_be_is_refused() {
     let card = |card| RawSpec { network_interfaces: vec![card], ..RawSpec::default() };
     let error = machine(&options(), &card(RawNetwork::default())).unwrap_err().to_string();
     assert!(error.contains("network-interfaces[0].host_dev_name is missing"), "{error}");
+    let two = NetworkOption {
+        tap: None,
+        addresses: vec!["10.0.0.2/24".parse().unwrap(), "10.0.0.3/24".parse().unwrap()],
+        ..option(&["10.0.0.1"])
+    };
+    assert!(refused(two).contains("--guest-ip 10.0.0.3 is the second of its family; --net user takes one"));
+    let lost = NetworkOption { tap: None, ..option(&["10.0.0.1"]) };
+    assert!(refused(lost).contains("--guest-ip fd00::2 has no --gateway of its family"));
+    let stream =
+        RawNetwork { host_dev_name: Some("t".into()), stream: Some(FileRef::Fd(3)), ..RawNetwork::default() };
+    assert!(machine(&options(), &card(stream)).unwrap_err().to_string().contains("use --net user"));
     let fd = RawNetwork { tap: Some(FileRef::Fd(3)), ..RawNetwork::default() };
     assert!(machine(&options(), &card(fd)).unwrap_err().to_string().contains("fd"));
 }
