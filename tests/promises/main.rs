@@ -17,6 +17,7 @@ mod filters;
 mod jail;
 mod limits;
 mod net;
+mod net_user;
 mod placement;
 mod pmem;
 mod state;
