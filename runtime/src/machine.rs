@@ -358,12 +358,14 @@ fn printer(console: &Arc<Console>) -> io::Result<VirtioConsole> {
     VirtioConsole::new(Arc::clone(console), |memory| arch::screen::text(memory.ram()))
 }
 
-fn network_card(card: &NetworkSpec, wire: OwnedFd, name: &str) -> Result<Net, MachineError> {
+fn network_card(card: &NetworkSpec, wire: Vec<OwnedFd>, name: &str) -> Result<Net, MachineError> {
     let policy = Policy::new(card.allow().to_vec(), card.addresses().to_vec());
+    let mut wire = wire.into_iter();
+    let first = next_of(&mut wire, name)?;
     let net = match card.wire() {
-        WireSpec::Tap(_) => Net::new(wire, card.mac(), card.mtu(), policy),
+        WireSpec::Tap(_) => Net::new(first, wire.collect(), card.mac(), card.mtu(), policy),
         WireSpec::Stream(_) => {
-            Net::over_stream(wire, card.mac(), card.mtu(), policy).map_err(descriptor(name))?
+            Net::over_stream(first, card.mac(), card.mtu(), policy).map_err(descriptor(name))?
         }
     };
     Ok(net.with_limits(limit(card.receive_limiter(), name)?, limit(card.transmit_limiter(), name)?))

@@ -122,9 +122,9 @@ pub struct BootFiles {
 pub struct DeviceFiles {
     /// A file a drive, in the spec's order: regular or a block device, whole sectors, open as the drive needs.
     pub drives: Vec<File>,
-    /// The tap of each network card, open for reading and writing, without waiting, or its connected unix stream socket; in
-    /// the spec's order.
-    pub wires: Vec<OwnedFd>,
+    /// The tap of each network card, its queues open for reading and writing, without waiting, or its connected unix stream
+    /// socket; in the spec's order, at least one each.
+    pub wires: Vec<Vec<OwnedFd>>,
     /// The file of each image in memory and its bytes, in the spec's order: regular, not empty, open for reading alone.
     pub images: Vec<(File, u64)>,
     /// The connected unix stream socket of each volume's server, in the spec's order.
@@ -157,8 +157,10 @@ impl Resources {
         for card in spec.networks() {
             let role = |key| format!("network-interfaces[{}].{key} ({:?})", wires.len(), card.id());
             wires.push(match card.wire() {
-                WireSpec::Tap(tap) => pool.tap(&role("tap"), tap)?,
-                WireSpec::Stream(stream) => pool.socket(&role("stream"), stream, false)?,
+                WireSpec::Tap(queues) => {
+                    queues.iter().map(|tap| pool.tap(&role("tap"), tap)).collect::<Result<_, _>>()?
+                }
+                WireSpec::Stream(stream) => vec![pool.socket(&role("stream"), stream, false)?],
             });
         }
         let mut images = Vec::with_capacity(spec.pmem().len());

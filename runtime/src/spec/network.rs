@@ -4,7 +4,7 @@
 
 use super::{LimiterSpec, SpecError};
 use husk_protocol::network::{
-    AllowRule, GuestAddress, MAX_ADDRESSES, MAX_RULES, MTUS, Mac, NetworkError, Prefix, parse_mac,
+    AllowRule, GuestAddress, MAX_ADDRESSES, MAX_QUEUES, MAX_RULES, MTUS, Mac, NetworkError, Prefix, parse_mac,
 };
 use husk_protocol::spec::{FileRef, RawNetwork};
 use std::collections::HashSet;
@@ -18,8 +18,8 @@ const DEFAULT_MTU: u16 = 1500;
 /// What a card's frames come from and go to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WireSpec {
-    /// The open tap.
-    Tap(FileRef),
+    /// The open tap, a file for each of its queues; one at least.
+    Tap(Vec<FileRef>),
     /// The connected stream socket of a process that is the network.
     Stream(FileRef),
 }
@@ -37,13 +37,13 @@ pub struct NetworkSpec {
     transmit_limiter: Option<LimiterSpec>,
 }
 
-/// All of them; each id and each address once.
-pub(super) fn all(raw: Vec<RawNetwork>) -> Result<Vec<NetworkSpec>, SpecError> {
+/// All of them, for a machine of so many vCPUs; each id and each address once.
+pub(super) fn all(raw: Vec<RawNetwork>, vcpus: u8) -> Result<Vec<NetworkSpec>, SpecError> {
     let mut seen = HashSet::new();
     let mut cards = Vec::with_capacity(raw.len());
     for (index, raw) in raw.into_iter().enumerate() {
         let mac = raw.guest_mac.clone().unwrap_or_default();
-        let card = NetworkSpec::new(raw, index)?;
+        let card = NetworkSpec::new(raw, index, vcpus)?;
         let twice = |key: &str, value: &str| {
             Err(SpecError::Duplicate {
                 key: format!("network-interfaces[{index}].{key}"),
@@ -63,7 +63,7 @@ pub(super) fn all(raw: Vec<RawNetwork>) -> Result<Vec<NetworkSpec>, SpecError> {
 }
 
 impl NetworkSpec {
-    fn new(raw: RawNetwork, index: usize) -> Result<Self, SpecError> {
+    fn new(raw: RawNetwork, index: usize, vcpus: u8) -> Result<Self, SpecError> {
         let key = |name: &str| format!("network-interfaces[{index}].{name}");
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
         if raw.iface_id.is_empty() || raw.iface_id.len() > MAX_ID || !raw.iface_id.bytes().all(plain) {
@@ -90,8 +90,21 @@ impl NetworkSpec {
             (Some(_), Some(_)) => {
                 return Err(SpecError::malformed(key("stream"), "given beside tap", "one of the two"));
             }
-            (tap, None) => WireSpec::Tap(tap.unwrap_or(FileRef::Path(raw.host_dev_name.unwrap_or_default()))),
+            (tap, None) => {
+                let first = tap.unwrap_or(FileRef::Path(raw.host_dev_name.unwrap_or_default()));
+                WireSpec::Tap(std::iter::once(first).chain(raw.tap_queues).collect())
+            }
         };
+        let files = if let WireSpec::Tap(taps) = &wire { taps.len() as u64 } else { 1 };
+        let queues = raw.queues.unwrap_or(1);
+        let most = MAX_QUEUES.min(vcpus.into());
+        if queues != files || !(1..=most).contains(&queues) {
+            return Err(SpecError::OutOfRange {
+                key: key("queues"),
+                value: queues,
+                allowed: format!("1 to {most} (at most vcpu_count), and as many as the tap's files, {files}"),
+            });
+        }
         let receive_limiter = LimiterSpec::new(raw.rx_rate_limiter, &key("rx_rate_limiter"))?;
         let transmit_limiter = LimiterSpec::new(raw.tx_rate_limiter, &key("tx_rate_limiter"))?;
         Ok(Self { id: raw.iface_id, mac, wire, mtu, allow, addresses, receive_limiter, transmit_limiter })
@@ -173,6 +186,10 @@ mod tests {
     use super::*;
     use husk_protocol::spec::{RawRateLimiter, RawTokenBucket};
 
+    fn all(raw: Vec<RawNetwork>) -> Result<Vec<NetworkSpec>, SpecError> {
+        super::all(raw, 4)
+    }
+
     fn raw() -> RawNetwork {
         RawNetwork {
             iface_id: "net0".into(),
@@ -227,12 +244,30 @@ mod tests {
     fn a_stream_stands_in_for_a_tap() {
         let raw = RawNetwork { tap: None, stream: Some(FileRef::Fd(4)), ..raw() };
         assert_eq!(all(vec![raw]).unwrap()[0].wire(), &WireSpec::Stream(FileRef::Fd(4)));
-        assert_eq!(all(vec![self::raw()]).unwrap()[0].wire(), &WireSpec::Tap(FileRef::Fd(3)));
+        assert_eq!(all(vec![self::raw()]).unwrap()[0].wire(), &WireSpec::Tap(vec![FileRef::Fd(3)]));
         let text = refused(|raw| raw.stream = Some(FileRef::Fd(4)));
         assert!(
             text.starts_with("network-interfaces[0].stream: ") && text.contains("one of the two"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn there_are_as_many_queues_as_files_and_at_most_one_a_vcpu() {
+        let with = |queues, others: u32, vcpus| {
+            let tap_queues = (4..4 + others).map(FileRef::Fd).collect();
+            super::all(vec![RawNetwork { queues, tap_queues, ..raw() }], vcpus)
+        };
+        let files = (3..11).map(FileRef::Fd).collect();
+        assert_eq!(with(Some(8), 7, 32).unwrap()[0].wire(), &WireSpec::Tap(files));
+        for (queues, others, vcpus) in
+            [(0, 0, 4), (2, 0, 4), (1, 1, 4), (9, 8, 32), (3, 2, 2), (u64::MAX, 0, 4)]
+        {
+            let text = with(Some(queues), others, vcpus).unwrap_err().to_string();
+            let start = format!("network-interfaces[0].queues: {queues} is not allowed; allowed is 1 to ");
+            assert!(text.starts_with(&start), "{text}");
+        }
+        assert!(with(None, 1, 4).is_err());
     }
 
     #[test]

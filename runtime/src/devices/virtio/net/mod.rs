@@ -1,10 +1,12 @@
-//! virtio-net (virtio 1.2, 5.1) over a tap or a stream socket: one queue to receive, one to transmit.
+//! virtio-net (virtio 1.2, 5.1) over a tap or a stream socket: a queue to receive, one to transmit, and where a tap has
+//! several queues, as many such pairs and a control queue.
 //!
 //! Owns configuration and features; the worker has the queues, `header` and `policy` the judgement of what the guest
 //! sends. Refuses frames with another source address than the device's, frames longer than the device says, headers
 //! that would make the host write outside or elsewhere than into a checksum, and all that no rule allows. Invariant:
 //! what was judged is what is sent: the judged bytes are a copy that the guest cannot reach.
 
+mod control;
 #[cfg(test)]
 mod frames;
 mod header;
@@ -21,7 +23,7 @@ use super::{
     ActivateError, Activation, DeviceKind, FEATURE_EVENT_IDX, FEATURE_INDIRECT, VirtioDevice, Worker,
     read_from,
 };
-use husk_protocol::network::Mac;
+use husk_protocol::network::{MAX_QUEUES, Mac};
 use policy::Policy;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -62,6 +64,8 @@ const TAP_FEATURES: u64 = COMMON
     | bit(net::VIRTIO_NET_F_HOST_TSO6)
     | bit(net::VIRTIO_NET_F_GUEST_TSO4)
     | bit(net::VIRTIO_NET_F_GUEST_TSO6);
+/// And of one on a tap with several queues.
+const SEVERAL_QUEUES: u64 = bit(net::VIRTIO_NET_F_CTRL_VQ) | bit(net::VIRTIO_NET_F_MQ);
 /// And of one on a stream, over which whole frames go, and whose peer may end.
 const STREAM_FEATURES: u64 = COMMON | bit(net::VIRTIO_NET_F_STATUS);
 
@@ -86,15 +90,19 @@ struct Limits {
 pub struct Net {
     card: Arc<Card>,
     limits: Limits,
+    queue_sizes: Vec<u16>,
     config: [u8; CONFIG_BYTES],
 }
 
 impl Net {
-    /// The card with address `mac` on `tap`: open without waiting, in the mode `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`,
-    /// with a virtio header of 12 bytes, checksum and TCP segmentation offload on. `mtu` in bytes, without Ethernet's header.
+    /// The card with address `mac` on `tap`: open without waiting, in the mode `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, with a
+    /// virtio header of 12 bytes, checksum and TCP segmentation offload on. `others` are the tap's queues behind the first, open
+    /// alike; with them all have `IFF_MULTI_QUEUE` besides, and the card has as many pairs of queues, at most [`MAX_QUEUES`].
+    /// `mtu` in bytes, without Ethernet's header.
     #[must_use]
-    pub fn new(tap: OwnedFd, mac: Mac, mtu: u16, policy: Policy) -> Self {
-        Self::on(Wire::Tap(Tap::new(tap)), mac, mtu, policy)
+    pub fn new(tap: OwnedFd, mut others: Vec<OwnedFd>, mac: Mac, mtu: u16, policy: Policy) -> Self {
+        others.truncate(usize::try_from(MAX_QUEUES).unwrap_or(1) - 1);
+        Self::on(Wire::Tap(Tap::new(tap, others)), mac, mtu, policy)
     }
 
     /// The card with address `mac` whose frames go over `socket`, a connected stream, each behind its length. `mtu` as above.
@@ -108,10 +116,17 @@ impl Net {
     fn on(wire: Wire, mac: Mac, mtu: u16, policy: Policy) -> Self {
         let mut config = [0; CONFIG_BYTES];
         config[..6].copy_from_slice(&mac);
-        // 6..8: the status, read from the wire; 8..10: a number of queue pairs that is not offered.
+        // 6..8: the status, read from the wire.
+        let pairs = u16::try_from(wire.queues()).unwrap_or(1);
+        if pairs > 1 {
+            config[8..10].copy_from_slice(&pairs.to_le_bytes());
+        }
         config[10..12].copy_from_slice(&mtu.to_le_bytes());
         let card = Arc::new(Card { wire, mac, mtu, policy });
-        Self { card, limits: Limits::default(), config }
+        // With several pairs a control queue, behind them.
+        let queues = 2 * pairs + u16::from(pairs > 1);
+        let queue_sizes = vec![QUEUE_SIZE; queues.into()];
+        Self { card, limits: Limits::default(), queue_sizes, config }
     }
 
     /// The same card behind a limiter for each direction. What the guest sends too fast waits in its queue; what comes too
@@ -130,13 +145,14 @@ impl VirtioDevice for Net {
 
     fn features(&self) -> u64 {
         match self.card.wire {
+            Wire::Tap(ref tap) if tap.queues() > 1 => TAP_FEATURES | SEVERAL_QUEUES,
             Wire::Tap(_) => TAP_FEATURES,
             Wire::Stream(_) => STREAM_FEATURES,
         }
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &[QUEUE_SIZE, QUEUE_SIZE]
+        &self.queue_sizes
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {

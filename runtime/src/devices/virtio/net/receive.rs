@@ -13,7 +13,6 @@ use crate::devices::virtio::queue::{Buffer, Chain, Popped, QueueError, Virtqueue
 use crate::devices::virtio::{DeviceError, Memory};
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::AsFd;
 use vm_memory::Permissions;
 
 /// Most frames per event.
@@ -67,7 +66,12 @@ impl Receiver {
 
     /// Moves frames until there are none, or no buffers, or `gate` closes, or it is the others' turn. How long a frame is
     /// shows when it is read: so the gate lets any frame through that comes when there is no debt, and the frame may make one.
-    pub(super) fn receive(&mut self, card: &Card, mut gate: Option<&mut Gate>) -> Result<(), DeviceError> {
+    /// From queue `wire.1` of the tap, if it is one.
+    pub(super) fn receive(
+        &mut self,
+        wire: (&Card, usize),
+        mut gate: Option<&mut Gate>,
+    ) -> Result<(), DeviceError> {
         let index = self.queue.index();
         let failed = |source| DeviceError::Queue { index, source };
         self.hungry = true;
@@ -92,14 +96,14 @@ impl Receiver {
             if closed || taken >= CHAINS {
                 break;
             }
-            let Attempt::Frame(bytes) = self.one(&memory, &mut room, card)? else { break };
+            let Attempt::Frame(bytes) = self.one(&memory, &mut room, wire)? else { break };
             if let Some(gate) = &gate {
                 gate.took(bytes);
             }
         }
         // Where it is still hungry, the wire's level brings it back, or the gate's timer; what a stream had beside the last
         // frame is no longer in the socket.
-        if self.hungry && card.wire.has_frame() {
+        if self.hungry && wire.0.wire.has_frame() {
             self.queue.kick_again();
         }
         self.queue.signal().map_err(failed)
@@ -163,12 +167,12 @@ impl Receiver {
         &mut self,
         memory: &'m Memory,
         room: &mut GuestIo<'m>,
-        card: &Card,
+        wire: (&Card, usize),
     ) -> Result<Attempt, DeviceError> {
         let mut header = [0; HEADER_BYTES];
         room.advance(HEADER_BYTES);
         let capacity = room.len();
-        let Some(read) = self.read(room, card, &mut header)? else { return Ok(Attempt::NoFrame) };
+        let Some(read) = self.read(room, wire, &mut header)? else { return Ok(Attempt::NoFrame) };
         let bytes = read.saturating_sub(HEADER_BYTES) as u64;
         if read < HEADER_BYTES || read - HEADER_BYTES > capacity {
             self.dropped += 1;
@@ -184,7 +188,7 @@ impl Receiver {
     fn read(
         &mut self,
         room: &mut GuestIo<'_>,
-        card: &Card,
+        (card, number): (&Card, usize),
         header: &mut [u8; HEADER_BYTES],
     ) -> Result<Option<usize>, DeviceError> {
         let tap = match &card.wire {
@@ -199,7 +203,7 @@ impl Receiver {
             }
         };
         loop {
-            match room.read_frame(tap.as_fd(), header, &mut self.excess) {
+            match room.read_frame(tap.queue(number), header, &mut self.excess) {
                 Ok(read) => return Ok(Some(read)),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),

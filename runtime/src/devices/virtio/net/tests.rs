@@ -1,4 +1,5 @@
 mod limits;
+mod queues;
 mod stream;
 
 use super::frames::{MAC, arp, tcp, tcp_with};
@@ -18,7 +19,7 @@ struct Rig {
 
 fn card(tap: UnixDatagram) -> Net {
     let allow = vec!["10.0.0.0/8:*".parse().unwrap()];
-    Net::new(tap.into(), MAC, 1500, Policy::new(allow, Vec::new()))
+    Net::new(tap.into(), Vec::new(), MAC, 1500, Policy::new(allow, Vec::new()))
 }
 
 fn rig() -> Rig {

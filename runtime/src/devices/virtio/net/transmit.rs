@@ -12,11 +12,16 @@ use crate::devices::virtio::guest_io::GuestIo;
 use crate::devices::virtio::queue::Chain;
 use crate::devices::virtio::{DeviceError, Memory};
 use std::io;
-use std::os::fd::AsFd;
 use vm_memory::Permissions;
 
 /// Sends the frame in `chain`; `Ok(false)`: it was refused, by us or by the host, and is lost, as on any wire.
-pub(super) fn send(memory: &Memory, chain: &Chain, card: &Card, features: u64) -> Result<bool, DeviceError> {
+/// Into queue `number` of the tap, if it is one.
+pub(super) fn send(
+    memory: &Memory,
+    chain: &Chain,
+    (card, number): (&Card, usize),
+    features: u64,
+) -> Result<bool, DeviceError> {
     let mut head = [0; HEADER_BYTES + JUDGED_BYTES];
     let Ok((mut rest, judged)) = judge(memory, chain, card, features, &mut head) else { return Ok(false) };
     let tap = match &card.wire {
@@ -30,7 +35,7 @@ pub(super) fn send(memory: &Memory, chain: &Chain, card: &Card, features: u64) -
         }
     };
     loop {
-        match rest.write_frame(tap.as_fd(), &head[..HEADER_BYTES + judged]) {
+        match rest.write_frame(tap.queue(number), &head[..HEADER_BYTES + judged]) {
             Ok(_) => return Ok(true),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if is_gone(&error) => return Err(DeviceError::host("sending to the tap")(error)),

@@ -5,7 +5,7 @@
 
 use super::stream::Stream;
 use super::tap::Tap;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 #[derive(Debug)]
@@ -27,11 +27,19 @@ impl Wire {
         }
     }
 
-    /// Readable when there is something to receive.
-    pub(super) fn as_raw_fd(&self) -> RawFd {
+    /// A descriptor for each of its queues, readable when there is something to receive.
+    pub(super) fn descriptors(&self) -> Vec<RawFd> {
         match self {
-            Self::Tap(tap) => tap.as_fd().as_raw_fd(),
-            Self::Stream(stream) => lock(stream).socket(),
+            Self::Tap(tap) => (0..tap.queues()).map(|number| tap.queue(number).as_raw_fd()).collect(),
+            Self::Stream(stream) => vec![lock(stream).socket()],
+        }
+    }
+
+    /// How many queues it has.
+    pub(super) fn queues(&self) -> usize {
+        match self {
+            Self::Tap(tap) => tap.queues(),
+            Self::Stream(_) => 1,
         }
     }
 
