@@ -110,6 +110,8 @@ impl Default for Options {
 pub struct NetworkOption {
     /// Name of the tap on the host; `None`: user mode, a passt of the sandbox's own makes the host's connections.
     pub tap: Option<String>,
+    /// Pairs of queues of the card, as many as the tap is to have; `None`: one.
+    pub queues: Option<u64>,
     /// Where the guest may send to; empty: nowhere.
     pub allow: Vec<AllowRule>,
     /// The guest's addresses, from which alone it may send; empty: it gets none, and may send from any. In user mode at

@@ -168,7 +168,7 @@ pub(crate) struct Places {
     /// Which part of its file the root is.
     pub(crate) root_part: Option<RawPart>,
     /// Taps of the configuration, then the options' tap or stream, each with its MTU in bytes and an address of its own.
-    pub(crate) wires: Vec<(u32, u64, Mac)>,
+    pub(crate) wires: Vec<(Vec<u32>, u64, Mac)>,
     /// Images in memory, in the order of [`images`] and then of the options.
     pub(crate) pmem: Vec<u32>,
     /// The sockets to the volumes' servers.
@@ -209,6 +209,7 @@ pub(crate) fn machine(options: &Options, base: &RawSpec) -> Result<RawSpec, Plan
         network::check(option)?;
         spec.network_interfaces.push(network::card(option));
     }
+    network::check_queues(&spec.network_interfaces, vcpus)?;
     memory::balloon(options, &base.machine_config, &mut spec)?;
     check_volumes(options)?;
     check_drives(options, &spec)?;
@@ -269,6 +270,7 @@ fn check_base(base: &RawSpec) -> Result<(), PlanError> {
         return Err(PlanError::NoTap(index));
     }
     key(cards.clone().any(|card| card.stream.is_some()), "stream", "use --net user")?;
+    key(cards.clone().any(|card| !card.tap_queues.is_empty()), "tap_queues", "say how many in queues")?;
     let taps = cards.filter_map(|card| card.tap.as_ref());
     key(taps.clone().any(|tap| matches!(tap, FileRef::Path(_))), "tap", "name the tap in host_dev_name")?;
     let images = base.pmem.iter().map(|image| &image.path_on_host);

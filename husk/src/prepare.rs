@@ -142,8 +142,8 @@ pub(crate) struct Manner<'a> {
 /// The program, what it is told, and its end of the socket.
 pub(crate) type PasstParts = (PathBuf, Vec<OsString>, OwnedFd);
 
-/// The place of a card's file, its MTU in bytes and its Ethernet address.
-type Wire = (u32, u64, Mac);
+/// The places of a card's files, its MTU in bytes and its Ethernet address.
+type Wire = (Vec<u32>, u64, Mac);
 
 /// Files that go to the cell.
 #[derive(Debug, Default)]
@@ -349,19 +349,19 @@ fn open_wires(spec: &RawSpec, files: &mut Files) -> Result<(Vec<Wire>, Option<Ow
     let mut socket = None;
     let mut wires = Vec::with_capacity(spec.network_interfaces.len());
     for card in &spec.network_interfaces {
-        let (file, mtu) = match &card.host_dev_name {
-            Some(name) => tap::open(name).map(|tap| (tap.file, tap.mtu))?,
+        let (open, mtu) = match &card.host_dev_name {
+            Some(name) => tap::open(name, card.queues.unwrap_or(1)).map(|tap| (tap.files, tap.mtu))?,
             None => {
                 let (ours, passts) = passt::socket()?;
                 socket = Some(passts);
-                (ours, passt::MTU)
+                (vec![ours], passt::MTU)
             }
         };
         let mut mac = Mac::default();
         crate::state::random(&mut mac).map_err(PrepareError::Descriptors)?;
         // A single card's (bit 0), by nobody's order but ours (bit 1).
         mac[0] = mac[0] & !1 | 2;
-        wires.push((files.add(file), mtu, mac));
+        wires.push((open.into_iter().map(|file| files.add(file)).collect(), mtu, mac));
     }
     Ok((wires, socket))
 }

@@ -64,9 +64,8 @@ impl SandboxError {
             Self::Prepare(error) => error.fault(),
             Self::State(error) => error.fault(),
             Self::Terminal(_) => Fault::Operator,
-            Self::Session(SessionError::TooLong(_)) | Self::Control(ControlError::TooLong(_)) => {
-                Fault::Operator
-            }
+            Self::Session(SessionError::TooLong(_))
+            | Self::Control(ControlError::TooLong(_) | ControlError::TooManyFiles(_)) => Fault::Operator,
             Self::Control(_) | Self::Session(_) | Self::Spawn(_) => Fault::Host,
         }
     }

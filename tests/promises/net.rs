@@ -113,6 +113,33 @@ fn four_mib_each_way_at_once_arrive_as_they_were() {
 }
 
 #[test]
+fn two_vcpus_have_two_queues_and_both_carry_frames() {
+    let (tap, server) = (Tap::with_queues("husk-pair", &["10.77.13.1/24"]), Server::new());
+    let scratch = Scratch::new();
+    let root = rootfs::busybox_and_tool(scratch.path()).to_string_lossy().into_owned();
+    let (net, rule) = (format!("{},queues=2", tap.option()), format!("10.77.13.1:{}", server.port));
+    let options = [
+        &["--rootfs", &root, "--vcpus", "2", "--net", &net][..],
+        &["--guest-ip", "10.77.13.2/24", "--allow", &rule],
+    ];
+    // The driver gives each CPU the queue of its number: what one sends comes back to the same pair.
+    let line = format!(
+        "cd /sys/class/net/eth0/queues; echo *; cat tx-?/xps_cpus; for cpu in 1 2; do busybox taskset $cpu {}; done; sleep 1",
+        fetch("10.77.13.1", server.port)
+    );
+    let husk = Husk::run(&options.concat(), &["sh", "-c", &line]).spawn().up();
+    // Both queues are somebody's: a second sandbox is not let in, though the kernel would.
+    let refused = Husk::run(&options.concat(), &["true"]).output().expect_status(125).stderr;
+    assert!(refused.contains("tap husk-pair is in use"), "{refused}");
+    let outcome = husk.finish().expect_status(0);
+    let text = outcome.text();
+    let lines: Vec<_> = text.lines().map(|line| line.trim_start_matches('0')).collect();
+    let bytes = BODY_BYTES.to_string();
+    assert_eq!(lines, ["rx-0 rx-1 tx-0 tx-1", "1", "2", &bytes, &bytes], "{}", outcome.stderr);
+    assert_eq!(server.asked.load(Ordering::SeqCst), 2);
+}
+
+#[test]
 fn without_a_rule_nothing_is_reached() {
     let (tap, server) = (Tap::new("husk-deny", &["10.77.2.1/24"]), Server::new());
     let other = format!("10.77.2.1:{}", server.port ^ 1);
@@ -173,6 +200,10 @@ fn a_tap_that_cannot_be_had_is_named() {
     let text = refused("tap=husk-absent");
     assert!(text.contains("tap husk-absent does not exist"), "{text}");
     assert!(!std::path::Path::new("/sys/class/net/husk-absent").exists(), "it was made");
+    let several = Tap::new("husk-single", &[]);
+    let text = Husk::run(&["--vcpus", "2", "--net", &format!("{},queues=2", several.option())], &["true"]);
+    let text = text.output().expect_status(125).stderr;
+    assert!(text.contains("husk-single is no tap with several queues"), "{text}");
     let text = refused("tap=lo");
     assert!(text.contains("lo is no tap"), "{text}");
     let tap = Tap::new("husk-busy", &[]);

@@ -6,7 +6,7 @@
 use super::PlanError;
 use crate::options::NetworkOption;
 use husk_protocol::exec::Network;
-use husk_protocol::network::{MAX_ADDRESSES, MAX_RULES, Mac, format_mac};
+use husk_protocol::network::{MAX_ADDRESSES, MAX_QUEUES, MAX_RULES, Mac, format_mac};
 use husk_protocol::spec::{FileRef, RawNetwork};
 use std::net::IpAddr;
 
@@ -20,6 +20,7 @@ pub(super) fn card(option: &NetworkOption) -> RawNetwork {
     RawNetwork {
         iface_id: CARD.to_owned(),
         host_dev_name: option.tap.clone(),
+        queues: option.queues,
         allow: option.allow.iter().map(ToString::to_string).collect(),
         guest_ip: option.addresses.iter().map(|address| address.0.to_string()).collect(),
         ..RawNetwork::default()
@@ -54,10 +55,24 @@ pub(super) fn check(option: &NetworkOption) -> Result<(), PlanError> {
     Ok(())
 }
 
+/// Whether each card has as many queues as are any use.
+pub(super) fn check_queues(cards: &[RawNetwork], vcpus: u64) -> Result<(), PlanError> {
+    let most = MAX_QUEUES.min(vcpus);
+    match cards.iter().filter_map(|card| card.queues).find(|queues| !(1..=most).contains(queues)) {
+        Some(queues) => {
+            let allowed = format!("1 to {most} (at most {MAX_QUEUES}, and one a vCPU)");
+            Err(PlanError::Range { name: "queues of a network card", value: queues.to_string(), allowed })
+        }
+        None => Ok(()),
+    }
+}
+
 /// Puts each card's wire into it, which has a tap's name if it is a tap, with what the card does not say itself.
-pub(super) fn attach(cards: &mut [RawNetwork], wires: &[(u32, u64, Mac)]) {
-    for (card, &(place, mtu, mac)) in cards.iter_mut().zip(wires) {
-        let wire = Some(FileRef::Fd(place));
+pub(super) fn attach(cards: &mut [RawNetwork], wires: &[(Vec<u32>, u64, Mac)]) {
+    for (card, &(ref places, mtu, mac)) in cards.iter_mut().zip(wires) {
+        let mut files = places.iter().copied().map(FileRef::Fd);
+        let wire = files.next();
+        card.tap_queues = files.collect();
         match card.host_dev_name.take() {
             Some(_) => card.tap = wire,
             None => card.stream = wire,
@@ -70,6 +85,9 @@ pub(super) fn attach(cards: &mut [RawNetwork], wires: &[(u32, u64, Mac)]) {
 /// What passt takes.
 fn check_user_mode(option: &NetworkOption) -> Result<(), PlanError> {
     let wrong = |text: String| Err(PlanError::Network(text));
+    if option.queues.is_some_and(|queues| queues != 1) {
+        return wrong("--net user has one pair of queues; several take --net tap=NAME,queues=N".into());
+    }
     for (index, address) in option.addresses.iter().enumerate() {
         let (address, six) = (address.0.address, address.0.address.is_ipv6());
         if option.addresses[..index].iter().any(|other| other.0.address.is_ipv6() == six) {
