@@ -6,7 +6,7 @@
 
 use crate::options::NetworkOption;
 use crate::serving::Serving;
-use crate::spawn::NetworkOrder;
+use crate::spawn::{CONTROL_FD, JailerOrder};
 use crate::sys::ChildExit;
 use husk_protocol::network::{AllowRule, GuestAddress, Prefix};
 use rustix::io::Errno;
@@ -33,6 +33,11 @@ const ROUTER_MAC: &str = "02:68:75:73:6b:01";
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Descriptor at which passt finds its socket.
 const SOCKET: &str = "4";
+
+/// Descriptor at which its jailer finds it.
+const NETWORK_FD: i32 = CONTROL_FD + 1;
+/// Files that passt may have open: one a connection.
+const FILES: u64 = 2048;
 
 /// There can be no such network.
 #[derive(Debug, thiserror::Error)]
@@ -117,12 +122,67 @@ pub(crate) fn socket() -> Result<(OwnedFd, OwnedFd), PasstError> {
         .map_err(PasstError::Socket)
 }
 
+/// What it takes: the program, what it is told, and its end of the socket.
+pub(crate) type Parts = (PathBuf, Vec<OsString>, OwnedFd);
+
+/// What the jailer is told about the passt of a sandbox that runs already.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct NetworkOrder {
+    id: String,
+    /// User and group.
+    uid: u32,
+    program: PathBuf,
+    /// The cgroup below which the sandbox's is.
+    parent_cgroup: String,
+    /// `FILE=VALUE`, as for the sandbox: by them its cgroups are found.
+    limits: Vec<String>,
+    /// What passt is told.
+    arguments: Vec<OsString>,
+}
+
+impl NetworkOrder {
+    /// The jailer's arguments.
+    fn arguments(&self) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = Vec::new();
+        let mut option = |name: &str, value: OsString| arguments.extend([name.into(), value]);
+        option("--id", self.id.clone().into());
+        option("--uid", self.uid.to_string().into());
+        option("--gid", self.uid.to_string().into());
+        option("--exec-file", self.program.clone().into());
+        option("--parent-cgroup", self.parent_cgroup.clone().into());
+        for limit in &self.limits {
+            option("--cgroup", limit.into());
+        }
+        option("--resource-limit", format!("no-file={FILES}").into());
+        option("--network-socket-fd", NETWORK_FD.to_string().into());
+        option("--control-fd", CONTROL_FD.to_string().into());
+        arguments.push("--".into());
+        arguments.extend_from_slice(&self.arguments);
+        arguments
+    }
+}
+
 /// A passt that is not started yet.
 #[derive(Debug)]
 pub(crate) struct Start {
-    pub(crate) jailer: PathBuf,
-    pub(crate) order: NetworkOrder,
-    pub(crate) socket: OwnedFd,
+    jailer: PathBuf,
+    order: NetworkOrder,
+    socket: OwnedFd,
+}
+
+impl Start {
+    /// Of `parts`, by `jailer`, in the cell of the sandbox that `sandbox` is the order for.
+    pub(crate) fn new((program, arguments, socket): Parts, jailer: PathBuf, sandbox: &JailerOrder) -> Self {
+        let order = NetworkOrder {
+            id: sandbox.id.clone(),
+            uid: sandbox.uid,
+            program,
+            parent_cgroup: sandbox.parent_cgroup.clone(),
+            limits: sandbox.limits.clone(),
+            arguments,
+        };
+        Self { jailer, order, socket }
+    }
 }
 
 /// The passt of a sandbox that has one.
@@ -249,6 +309,24 @@ mod tests {
         let line = died(ChildExit::Status(1), words).unwrap();
         assert_eq!(line, "passt ended with status 1: External interface not usable");
         assert_eq!(died(ChildExit::Signal(9), b"").unwrap(), "passt was killed by SIGKILL");
+    }
+
+    #[test]
+    fn a_networks_jailer_is_told_everything() {
+        let order = NetworkOrder {
+            id: "one".into(),
+            uid: 7,
+            program: "/usr/bin/passt".into(),
+            parent_cgroup: "husk".into(),
+            limits: vec!["pids.max=3".into()],
+            arguments: vec!["--quiet".into()],
+        };
+        let text: Vec<String> = order.arguments().into_iter().map(|a| a.into_string().unwrap()).collect();
+        assert_eq!(
+            text.join(" "),
+            "--id one --uid 7 --gid 7 --exec-file /usr/bin/passt --parent-cgroup husk --cgroup pids.max=3 \
+             --resource-limit no-file=2048 --network-socket-fd 4 --control-fd 3 -- --quiet"
+        );
     }
 
     #[test]

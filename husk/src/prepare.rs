@@ -25,7 +25,6 @@ use husk_protocol::spec::{FileRef, HugePages, RawPart, RawSpec};
 use rustix::fs::OFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
-use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -114,7 +113,7 @@ pub(crate) struct Prepared {
     /// The program that serves them, if there are any.
     pub(crate) volume_server: Option<PathBuf>,
     /// What is the network in user mode.
-    pub(crate) passt: Option<PasstParts>,
+    pub(crate) passt: Option<passt::Parts>,
     /// Path of the vsock socket.
     pub(crate) vsock: Option<PathBuf>,
     pub(crate) told: Told,
@@ -138,9 +137,6 @@ pub(crate) struct Manner<'a> {
     /// Says on standard error what takes long.
     pub(crate) talkative: bool,
 }
-
-/// The program, what it is told, and its end of the socket.
-pub(crate) type PasstParts = (PathBuf, Vec<OsString>, OwnedFd);
 
 /// The places of a card's files, its MTU in bytes and its Ethernet address.
 type Wire = (Vec<u32>, u64, Mac);
@@ -334,7 +330,7 @@ fn open_network(
     spec: &RawSpec,
     options: &Options,
     files: &mut Files,
-) -> Result<(Vec<Wire>, Option<PasstParts>), PrepareError> {
+) -> Result<(Vec<Wire>, Option<passt::Parts>), PrepareError> {
     let (wires, socket) = open_wires(spec, files)?;
     let passt = match (socket, &options.network) {
         (Some(socket), Some(option)) => Some((passt::program()?, passt::arguments(option), socket)),

@@ -16,7 +16,7 @@ use crate::pump::{Cell, Limits, Pump};
 use crate::report::{Report, Resources};
 use crate::session::{SESSION, Session, SessionError, Stdio};
 use crate::signals::Signals;
-use crate::spawn::{self, JailerOrder, NetworkOrder, Process, SpawnError, VolumeOrder};
+use crate::spawn::{self, JailerOrder, Process, SpawnError, VolumeOrder};
 use crate::state::{Record, Registration, State, StateError, check_id, random, random_id};
 use crate::terminal::{self, RawTerminal, TerminalError};
 use crate::timeline::{Timeline, now_ns, realtime_ns};
@@ -250,18 +250,7 @@ impl<'a> Sandbox<'a> {
                 writable: false,
             },
         });
-        let passt = prepared.passt.map(|(program, arguments, socket)| passt::Start {
-            jailer: prepared.jailer.clone(),
-            order: NetworkOrder {
-                id: order.id.clone(),
-                uid: order.uid,
-                program,
-                parent_cgroup: order.parent_cgroup.clone(),
-                limits: order.limits.clone(),
-                arguments,
-            },
-            socket,
-        });
+        let passt = prepared.passt.map(|parts| passt::Start::new(parts, prepared.jailer.clone(), &order));
         let (jailer, stderr) = spawn::jailer(&prepared.jailer, order.arguments(), vec![theirs])?;
         let cell = Cell { jailer, jailer_stderr: Some(stderr), runtime: None };
         let writable = plan::writable_drives(&self.options);

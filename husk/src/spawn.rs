@@ -19,16 +19,11 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 /// Descriptor at which jailer and runtime find the control socket; what else is handed over lies behind it.
-const CONTROL_FD: i32 = 3;
+pub(crate) const CONTROL_FD: i32 = 3;
 /// Descriptors at which a volume's jailer finds the directory and the socket that it is served on.
 const VOLUME_FDS: [i32; 2] = [CONTROL_FD + 1, CONTROL_FD + 2];
 /// Files that a volume's server may have open: what the guest knows of, and what it has opened.
 const VOLUME_FILES: u64 = 65_536;
-
-/// Descriptor at which a network's jailer finds the socket.
-const NETWORK_FD: i32 = CONTROL_FD + 1;
-/// Files that passt may have open: one a connection.
-const NETWORK_FILES: u64 = 2048;
 
 /// The cell cannot be started.
 #[derive(Debug, thiserror::Error)]
@@ -204,43 +199,6 @@ impl VolumeOrder {
     }
 }
 
-/// What the jailer is told about the passt of a sandbox that runs already.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct NetworkOrder {
-    pub(crate) id: String,
-    /// User and group.
-    pub(crate) uid: u32,
-    pub(crate) program: PathBuf,
-    /// The cgroup below which the sandbox's is.
-    pub(crate) parent_cgroup: String,
-    /// `FILE=VALUE`, as for the sandbox: by them its cgroups are found.
-    pub(crate) limits: Vec<String>,
-    /// What passt is told.
-    pub(crate) arguments: Vec<OsString>,
-}
-
-impl NetworkOrder {
-    /// The jailer's arguments.
-    pub(crate) fn arguments(&self) -> Vec<OsString> {
-        let mut arguments: Vec<OsString> = Vec::new();
-        let mut option = |name: &str, value: OsString| arguments.extend([name.into(), value]);
-        option("--id", self.id.clone().into());
-        option("--uid", self.uid.to_string().into());
-        option("--gid", self.uid.to_string().into());
-        option("--exec-file", self.program.clone().into());
-        option("--parent-cgroup", self.parent_cgroup.clone().into());
-        for limit in &self.limits {
-            option("--cgroup", limit.into());
-        }
-        option("--resource-limit", format!("no-file={NETWORK_FILES}").into());
-        option("--network-socket-fd", NETWORK_FD.to_string().into());
-        option("--control-fd", CONTROL_FD.to_string().into());
-        arguments.push("--".into());
-        arguments.extend_from_slice(&self.arguments);
-        arguments
-    }
-}
-
 /// Starts the jailer with `files` as its descriptors from 3 on; returns it and the end of its standard error.
 #[expect(
     unsafe_code,
@@ -379,24 +337,6 @@ mod tests {
             "--id one --exec-file /lib/husk-fs --parent-cgroup husk --cgroup pids.max=3 \
              --resource-limit no-file=65536 --volume-fd 4 --volume-socket-fd 5 --control-fd 3 \
              --volume-writable -- rw"
-        );
-    }
-
-    #[test]
-    fn a_networks_jailer_is_told_everything() {
-        let order = NetworkOrder {
-            id: "one".into(),
-            uid: 7,
-            program: "/usr/bin/passt".into(),
-            parent_cgroup: "husk".into(),
-            limits: vec!["pids.max=3".into()],
-            arguments: vec!["--quiet".into()],
-        };
-        let text: Vec<String> = order.arguments().into_iter().map(|a| a.into_string().unwrap()).collect();
-        assert_eq!(
-            text.join(" "),
-            "--id one --uid 7 --gid 7 --exec-file /usr/bin/passt --parent-cgroup husk --cgroup pids.max=3 \
-             --resource-limit no-file=2048 --network-socket-fd 4 --control-fd 3 -- --quiet"
         );
     }
 
