@@ -18,6 +18,8 @@ const CONTROLLERS: [&str; 4] = ["cpu", "memory", "pids", "cpuset"];
 const OVERHEAD: u64 = (48 + 128) << 20;
 /// Bytes that the server of a volume may need: its buffers, and what the kernel keeps for each file that the guest knows of.
 const VOLUME: u64 = 64 << 20;
+/// Bytes that a network's passt may need: its buffers, and what its connections hold in the kernel.
+const NETWORK: u64 = 128 << 20;
 /// Threads that the runtime may have beside one a vCPU and one a drive.
 const THREADS: u64 = 16;
 
@@ -65,13 +67,20 @@ impl Hierarchies {
         if legacy { 1 } else { 2 }
     }
 
-    /// `FILE=VALUE` limits for a guest of `memory_mib`, `vcpus`, `drives` and `volumes`, each of which has a server.
-    pub(crate) fn limits(&self, memory_mib: u64, vcpus: u64, [drives, volumes]: [u64; 2]) -> Vec<String> {
+    /// `FILE=VALUE` limits for a guest of `memory_mib`, `vcpus`, `drives`, `volumes` and `networks`; each of the last two has
+    /// a process of its own.
+    pub(crate) fn limits(
+        &self,
+        memory_mib: u64,
+        vcpus: u64,
+        [drives, volumes, networks]: [u64; 3],
+    ) -> Vec<String> {
         let guest = memory_mib << 20;
         // Page tables of the guest's memory, on the host and for KVM, are 1/256 of it in the worst case.
-        let bytes = guest + guest / 128 + OVERHEAD + volumes * VOLUME;
+        let bytes = guest + guest / 128 + OVERHEAD + volumes * VOLUME + networks * NETWORK;
         let memory = if self.version() == 1 { "memory.limit_in_bytes" } else { "memory.max" };
-        vec![format!("{memory}={bytes}"), format!("pids.max={}", vcpus + drives + volumes + THREADS)]
+        let processes = vcpus + drives + volumes + networks + THREADS;
+        vec![format!("{memory}={bytes}"), format!("pids.max={processes}")]
     }
 
     /// Every directory that the sandbox `id` may have.
@@ -195,17 +204,17 @@ mod tests {
         let found = Hierarchies::parse(V2, DEFAULT_PARENT.into());
         assert_eq!(found.version(), 2);
         assert_eq!(found.parents(), [PathBuf::from("/sys/fs/cgroup/husk")]);
-        let limits = found.limits(128, 2, [3, 0]);
+        let limits = found.limits(128, 2, [3, 0, 0]);
         assert_eq!(
             limits,
             [format!("memory.max={}", (128 << 20) + (1 << 20) + OVERHEAD), "pids.max=21".into()]
         );
-        let limits = found.limits(128, 2, [3, 2]);
+        let limits = found.limits(128, 2, [3, 2, 1]);
         assert_eq!(
             limits,
             [
-                format!("memory.max={}", (128 << 20) + (1 << 20) + OVERHEAD + (128 << 20)),
-                "pids.max=23".into()
+                format!("memory.max={}", (128 << 20) + (1 << 20) + OVERHEAD + (256 << 20)),
+                "pids.max=24".into()
             ]
         );
     }
@@ -214,7 +223,7 @@ mod tests {
     fn hybrid_limits_memory_where_memory_is() {
         let found = Hierarchies::parse(HYBRID, DEFAULT_PARENT.into());
         assert_eq!(found.version(), 1);
-        assert!(found.limits(128, 1, [1, 0])[0].starts_with("memory.limit_in_bytes="));
+        assert!(found.limits(128, 1, [1, 0, 0])[0].starts_with("memory.limit_in_bytes="));
         let directories: Vec<_> = found.directories("x").map(|path| path.display().to_string()).collect();
         assert_eq!(
             directories,

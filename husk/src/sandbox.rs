@@ -9,6 +9,7 @@ use crate::gc::{self, Collected};
 use crate::options::{DriveOption, NetworkOption, Options, VolumeOption};
 use crate::outcome::{Evidence, Outcome, judge};
 use crate::pack::PackError;
+use crate::passt::{self, Passt};
 use crate::plan;
 use crate::prepare::{Manner, PrepareError, Prepared, Told, prepare};
 use crate::pump::{Cell, Limits, Pump};
@@ -63,9 +64,8 @@ impl SandboxError {
             Self::Prepare(error) => error.fault(),
             Self::State(error) => error.fault(),
             Self::Terminal(_) => Fault::Operator,
-            Self::Session(SessionError::TooLong(_)) | Self::Control(ControlError::TooLong(_)) => {
-                Fault::Operator
-            }
+            Self::Session(SessionError::TooLong(_))
+            | Self::Control(ControlError::TooLong(_) | ControlError::TooManyFiles(_)) => Fault::Operator,
             Self::Control(_) | Self::Session(_) | Self::Spawn(_) => Fault::Host,
         }
     }
@@ -253,6 +253,7 @@ impl<'a> Sandbox<'a> {
                 writable: false,
             },
         });
+        let passt = prepared.passt.map(|parts| passt::Start::new(parts, prepared.jailer.clone(), &order));
         let (jailer, stderr) = spawn::jailer(&prepared.jailer, order.arguments(), vec![theirs])?;
         let cell = Cell { jailer, jailer_stderr: Some(stderr), runtime: None };
         let writable = plan::writable_drives(&self.options);
@@ -268,8 +269,10 @@ impl<'a> Sandbox<'a> {
         pump.vsock = prepared.vsock;
         pump.memory = memory.filter(|&mib| mib > 0);
         pump.volumes = Volumes::new(prepared.volumes, start);
+        pump.passt = Passt::new(passt);
         pump.run();
         report.warnings.extend(std::mem::take(&mut pump.volumes).finish());
+        report.warnings.extend(std::mem::take(&mut pump.passt).finish());
         report.timeline = pump.timeline;
         let runtime = pump.cell.runtime.take();
         place.take_stock(runtime.as_ref(), &mut pump.evidence, &writable, report);
@@ -346,13 +349,14 @@ impl Place {
         let drives = u64::try_from(prepared.spec.drives.len()).unwrap_or(u64::MAX);
         let volumes = u64::try_from(prepared.spec.volumes.len()).unwrap_or(u64::MAX);
         let memory = plan::most_memory_mib(&prepared.spec);
+        let networks = u64::from(prepared.passt.is_some());
         JailerOrder {
             id: registration.id.clone(),
             uid: registration.uid,
             runtime: prepared.runtime.clone(),
             jail_base: self.state.jail_base(),
             parent_cgroup: self.hierarchies.parent().to_owned(),
-            limits: self.hierarchies.limits(memory, machine.vcpu_count, [drives, volumes]),
+            limits: self.hierarchies.limits(memory, machine.vcpu_count, [drives, volumes, networks]),
             cpus: prepared.spec.placement.as_ref().map(|placement| placement.pin.clone()).unwrap_or_default(),
         }
     }

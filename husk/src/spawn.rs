@@ -19,7 +19,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 /// Descriptor at which jailer and runtime find the control socket; what else is handed over lies behind it.
-const CONTROL_FD: i32 = 3;
+pub(crate) const CONTROL_FD: i32 = 3;
 /// Descriptors at which a volume's jailer finds the directory and the socket that it is served on.
 const VOLUME_FDS: [i32; 2] = [CONTROL_FD + 1, CONTROL_FD + 2];
 /// Files that a volume's server may have open: what the guest knows of, and what it has opened.

@@ -13,7 +13,7 @@ use crate::report::{self, Fault};
 use crate::sys::{self, Cloned};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{FileType, Mode, OFlags, fstat, open};
-use rustix::io::Errno;
+use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::process::{
     DumpableBehavior, Signal, fchdir, pidfd_send_signal, set_dumpable_behavior,
     set_parent_process_death_signal, setsid, umask,
@@ -39,7 +39,7 @@ pub enum CellError {
     /// The control socket.
     #[error("--control-fd {0}: {1}")]
     Control(i32, &'static str),
-    /// The volume.
+    /// What a volume or network is served on.
     #[error("--{0} {1}: {2}")]
     Volume(&'static str, i32, Errno),
     /// A file of the host.
@@ -126,8 +126,8 @@ pub(crate) struct Site {
     netns: Option<OwnedFd>,
     cgroups: cgroup::Made,
     jail: Option<Jail>,
-    /// The socket that a volume is served on.
-    volume: Option<OwnedFd>,
+    /// The socket that a volume is served on, or that the network is behind.
+    served: Option<OwnedFd>,
     /// Where standard error was, once the cell's own is the null device.
     complaints: Option<OwnedFd>,
     /// From the clone on, on both sides: what was made is the caller's to remove.
@@ -202,7 +202,7 @@ impl Site {
         let taken = |flag, number| move |errno| CellError::Volume(flag, number, errno);
         let adopt = |flag, number| sys::adopt(number).map_err(taken(flag, number));
         let directory = adopt("volume-fd", volume.directory)?;
-        self.volume = Some(adopt("volume-socket-fd", volume.socket)?);
+        self.served = Some(adopt("volume-socket-fd", volume.socket)?);
         fchdir(directory).map_err(taken("volume-fd", volume.directory))
     }
 
@@ -238,12 +238,19 @@ impl Site {
         self.netns = None;
         self.cgroups = cgroup::Made::default();
         let null = self.null.take().ok_or(CellError::Step { step: "descriptors", errno: Errno::BADF })?;
-        let handed = [self.control.take(), self.volume.take()];
+        let handed = [self.control.take(), self.served.take()];
         let kept = cell::keep(null, handed, self.program.take()).map_err(named("descriptors"))?;
-        [self.control, self.volume] = kept.handed;
+        [self.control, self.served] = kept.handed;
         self.program = kept.program;
         self.complaints = Some(kept.complaints);
         Ok(())
+    }
+
+    fn speak(&self) -> Result<(), Errno> {
+        if let Some(complaints) = &self.complaints {
+            sys::copy(complaints.as_fd(), 2)?;
+        }
+        self.control.as_ref().map_or(Ok(()), |control| fcntl_setfd(control, FdFlags::CLOEXEC))
     }
 
     /// Returns only if it cannot.
@@ -269,16 +276,22 @@ impl Step {
     pub(crate) fn apply(&self, site: &mut Site) -> Result<Option<i32>, CellError> {
         match self {
             Self::OpenProgram(path) => site.program = Some(executable::open_program(path)?),
+            Self::OpenForeignProgram(path) => site.program = Some(executable::open_foreign_program(path)?),
             Self::OpenNull => site.null = Some(open_host(Path::new("/dev/null"), OFlags::RDWR)?),
             Self::OpenNetns(path) => site.netns = Some(open_host(path, OFlags::RDONLY)?),
             Self::MakeCgroups(order) => site.cgroups = cgroup::make(order)?,
             Self::FindCgroups(order) => site.cgroups = cgroup::find(order)?,
             Self::EnterVolume(volume) => site.enter_volume(*volume)?,
+            Self::TakeNetworkSocket(number) => {
+                let taken = |errno| CellError::Volume("network-socket-fd", *number, errno);
+                site.served = Some(sys::adopt(*number).map_err(taken)?);
+            }
             Self::MakeJail { base, program, id } => site.make_jail(base, program, id)?,
             Self::Clone { net, detached } => return site.clone_runtime(*net, *detached),
             Self::EnterCgroups => site.cgroups.enter()?,
             Self::JoinNetns => join_netns(site.netns.as_ref())?,
             Self::KeepDescriptors => site.keep_descriptors()?,
+            Self::SpeakOnStandardError => site.speak().map_err(named("standard error"))?,
             Self::Limit(limit) => limit.set().map_err(|errno| CellError::Limit {
                 name: limit.name(),
                 value: limit.value(),
@@ -296,6 +309,7 @@ impl Step {
             Self::Hostname(name) => ("host name", rustix::system::sethostname(name.as_bytes())),
             Self::PrivateMounts => ("private mounts", cell::keep_mounts_private()),
             Self::EmptyRoot => ("empty root", cell::empty_root()),
+            Self::SystemRoot => ("a root with the host's programs", cell::system_root()),
             Self::VolumeRoot { writable } => ("a volume's root", cell::volume_root(*writable)),
             Self::NewSession => ("new session", setsid().map(drop)),
             Self::ResetSignals => ("signals", sys::reset_signals()),

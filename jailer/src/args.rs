@@ -65,6 +65,10 @@ struct Flags {
     /// the volume may be changed
     #[argh(switch)]
     volume_writable: bool,
+    /// descriptor of a stream socket, handed on to the program as 4: the program is the network behind it, beside a running
+    /// sandbox of this --id, in the network namespace that the jailer is in; it may be linked dynamically
+    #[argh(option)]
+    network_socket_fd: Option<String>,
     /// descriptor of the control socket, handed on to the program as 3
     #[argh(option)]
     control_fd: Option<String>,
@@ -107,6 +111,8 @@ pub struct Args {
     pub control_fd: Option<i32>,
     /// The volume that the program serves.
     pub volume: Option<VolumeArgs>,
+    /// Descriptor of the socket that the program is the network behind.
+    pub network: Option<i32>,
     /// The program's arguments, the first its name.
     pub argv: Vec<OsString>,
 }
@@ -141,8 +147,8 @@ pub enum ArgsError {
     #[error("{0} arguments; at most {MAX_ARGUMENTS} are taken")]
     TooMany(usize),
     /// Two flags that exclude each other.
-    #[error("--{0} cannot be given with --volume-fd")]
-    NotForVolumes(&'static str),
+    #[error("--{0} cannot be given with --{1}")]
+    Excluded(&'static str, &'static str),
     /// A bad name.
     #[error("--id {0:?}: 1 to {MAX_ID} letters, digits and hyphens are allowed")]
     Id(String),
@@ -232,6 +238,7 @@ fn split_values(words: &[OsString]) -> Result<Vec<String>, ArgsError> {
 
 fn check(flags: Flags, rest: &[OsString]) -> Result<Args, ArgsError> {
     let volume = volume(&flags)?;
+    let network = network(&flags)?;
     let id = flags.id.ok_or(ArgsError::Missing("id"))?;
     if id.is_empty()
         || id.len() > MAX_ID
@@ -254,7 +261,7 @@ fn check(flags: Flags, rest: &[OsString]) -> Result<Args, ArgsError> {
     }
     let control_fd = flags.control_fd.map(|text| descriptor("control-fd", text)).transpose()?;
     let mut argv = vec![OsString::from(&program)];
-    if control_fd.is_some() && rest.iter().all(|word| word != "--control-fd") {
+    if control_fd.is_some() && network.is_none() && rest.iter().all(|word| word != "--control-fd") {
         argv.extend(["--control-fd".into(), "3".into()]);
     }
     argv.extend_from_slice(rest);
@@ -274,6 +281,7 @@ fn check(flags: Flags, rest: &[OsString]) -> Result<Args, ArgsError> {
         program,
         control_fd,
         volume,
+        network,
         argv,
     })
 }
@@ -289,15 +297,31 @@ fn volume(flags: &Flags) -> Result<Option<VolumeArgs>, ArgsError> {
         ("netns", flags.netns.is_some()),
         ("daemonize", flags.daemonize),
     ];
-    if let Some((flag, _)) = excluded.into_iter().find(|(_, given)| *given) {
-        return Err(ArgsError::NotForVolumes(flag));
-    }
+    exclude("volume-fd", &excluded)?;
     let socket = flags.volume_socket_fd.clone().ok_or(ArgsError::Missing("volume-socket-fd"))?;
     Ok(Some(VolumeArgs {
         directory: descriptor("volume-fd", directory)?,
         socket: descriptor("volume-socket-fd", socket)?,
         writable: flags.volume_writable,
     }))
+}
+
+fn network(flags: &Flags) -> Result<Option<i32>, ArgsError> {
+    let Some(socket) = flags.network_socket_fd.clone() else { return Ok(None) };
+    let excluded = [
+        ("volume-fd", flags.volume_fd.is_some()),
+        ("netns", flags.netns.is_some()),
+        ("daemonize", flags.daemonize),
+    ];
+    exclude("network-socket-fd", &excluded)?;
+    descriptor("network-socket-fd", socket).map(Some)
+}
+
+fn exclude(with: &'static str, flags: &[(&'static str, bool)]) -> Result<(), ArgsError> {
+    match flags.iter().find(|(_, given)| *given) {
+        Some((flag, _)) => Err(ArgsError::Excluded(flag, with)),
+        None => Ok(()),
+    }
 }
 
 fn descriptor(flag: &'static str, text: String) -> Result<i32, ArgsError> {

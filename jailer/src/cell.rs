@@ -4,7 +4,7 @@
 
 use crate::sys;
 use rustix::fd::{AsFd, OwnedFd, RawFd};
-use rustix::fs::{CWD, Mode, mkdirat};
+use rustix::fs::{CWD, Mode, OFlags, mkdirat, open, openat, readlinkat, symlinkat};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
@@ -18,7 +18,7 @@ use rustix::thread::{
     set_thread_res_uid,
 };
 
-/// Where the control socket is in the cell; behind it, if there is a volume, the socket that it is served on.
+/// Where the control socket is in the cell; behind it the socket that a volume is served on or that a network is behind.
 pub const CONTROL: RawFd = 3;
 /// Above all of them.
 const OUT_OF_THE_WAY: RawFd = 10;
@@ -77,6 +77,70 @@ pub(crate) fn volume_root(writable: bool) -> Result<(), Errno> {
         move_mount(mount.as_fd(), "", root.as_fd(), name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
     }
     sys::set_mount_attributes(root.as_fd(), read_only)?;
+    fchdir(root.as_fd())?;
+    leave_old_root()
+}
+
+/// Where the host keeps programs, their loader and their libraries; on many hosts the last two are links into the first.
+const SYSTEM: [&str; 3] = ["usr", "lib", "lib64"];
+/// The file that says where names are asked for.
+const RESOLVERS: &str = "etc/resolv.conf";
+
+/// Swaps the root for a read-only one that holds the host's programs and libraries, its [`RESOLVERS`], an empty /tmp and a
+/// /proc of the process's own: what a program of the host's needs to start, and to make itself an empty root in /tmp.
+/// Other file systems that are mounted below these directories are not in it.
+pub(crate) fn system_root() -> Result<(), Errno> {
+    let strict = MountAttrFlags::MOUNT_ATTR_RDONLY
+        | MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV;
+    let host = open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let filesystem = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (key, value) in [("size", "4096"), ("nr_inodes", "16"), ("mode", "0555")] {
+        fsconfig_set_string(filesystem.as_fd(), key, value)?;
+    }
+    fsconfig_create(filesystem.as_fd())?;
+    let root = fsmount(
+        filesystem.as_fd(),
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        strict - MountAttrFlags::MOUNT_ATTR_RDONLY,
+    )?;
+    chdir("/")?;
+    move_mount(root.as_fd(), "", CWD, ".", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    let place = |mount: OwnedFd, name: &str| {
+        move_mount(mount.as_fd(), "", root.as_fd(), name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+    };
+    let clone = |name: &str| {
+        let mount =
+            open_tree(&host, name, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
+        sys::set_mount_attributes(mount.as_fd(), strict)?;
+        Ok::<_, Errno>(mount)
+    };
+    let directory = Mode::from_raw_mode(0o555);
+    for name in SYSTEM {
+        match readlinkat(&host, name, Vec::new()) {
+            Ok(target) => symlinkat(target, &root, name)?,
+            // It is there, and no link.
+            Err(Errno::INVAL) => {
+                mkdirat(&root, name, directory)?;
+                place(clone(name)?, name)?;
+            }
+            Err(Errno::NOENT) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    mkdirat(&root, "etc", directory)?;
+    if let Ok(resolvers) = clone(RESOLVERS) {
+        let create = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+        openat(&root, RESOLVERS, create, Mode::from_raw_mode(0o444))?;
+        place(resolvers, RESOLVERS)?;
+    }
+    mkdirat(&root, "tmp", directory)?;
+    mkdirat(&root, "proc", directory)?;
+    let proc = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(proc.as_fd(), "subset", "pid")?;
+    fsconfig_create(proc.as_fd())?;
+    place(fsmount(proc.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, strict)?, "proc")?;
+    sys::set_mount_attributes(root.as_fd(), strict)?;
     fchdir(root.as_fd())?;
     leave_old_root()
 }

@@ -48,10 +48,19 @@ impl ExecutableError {
 
 /// Opens `path` and looks at what it is.
 pub(crate) fn open_program(path: &Path) -> Result<OwnedFd, ExecutableError> {
-    check(path).map_err(|reason| ExecutableError { path: path.to_owned(), reason })
+    check(path, program).map_err(|reason| ExecutableError { path: path.to_owned(), reason })
 }
 
-fn check(path: &Path) -> Result<OwnedFd, Reason> {
+/// The same for a cell that has a loader.
+pub(crate) fn open_foreign_program(path: &Path) -> Result<OwnedFd, ExecutableError> {
+    let loadable = |head: &[u8]| match program(head) {
+        Err(Reason::Dynamic) => Ok(()),
+        other => other,
+    };
+    check(path, loadable).map_err(|reason| ExecutableError { path: path.to_owned(), reason })
+}
+
+fn check(path: &Path, program: impl Fn(&[u8]) -> Result<(), Reason>) -> Result<OwnedFd, Reason> {
     // O_NONBLOCK: a FIFO must not make the jailer wait for a writer.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = open(path, flags, Mode::empty()).map_err(|errno| match errno {
@@ -154,6 +163,14 @@ mod tests {
         let mut far = elf(MACHINE, &[1]);
         far[32..40].copy_from_slice(&u64::MAX.to_le_bytes());
         assert!(program(&far).is_err());
+    }
+
+    #[test]
+    fn where_there_is_a_loader_one_may_be_asked_for() {
+        let shell = std::fs::canonicalize("/bin/sh").unwrap();
+        assert!(open_program(&shell).unwrap_err().to_string().contains("linked dynamically"));
+        open_foreign_program(&shell).unwrap();
+        assert!(open_foreign_program(Path::new("/etc/passwd")).is_err());
     }
 
     #[test]

@@ -12,6 +12,12 @@
 //! at 4; its user is root, with the capabilities for serving files and for one chroot, which its program gives up; and its
 //! cgroups are the sandbox's own, which must be there. It leaves nothing behind.
 //!
+//! A network's cell (`--network-socket-fd`) is that of a program of the host's, as passt, which is the network behind the socket
+//! at 4: it is in the jailer's network namespace, for that is what it gives access to; its root holds the host's /usr and libraries,
+//! read-only, /etc/resolv.conf, an empty /tmp and a /proc, for such a program is linked dynamically and makes itself an empty
+//! root; it speaks on the jailer's standard error, and the control socket closes at its execution. User, cgroups and the rest
+//! are the sandbox's. It leaves nothing behind.
+//!
 //! # Who is whose parent
 //! The cell is cloned with `CLONE_PARENT`: its parent is the jailer's parent, which reaps it and with which it dies. (The
 //! parent-death signal comes with the end of the *thread* that started the jailer.) With `--daemonize` it is an orphan.

@@ -14,14 +14,18 @@ use std::path::PathBuf;
 pub enum Step {
     /// Open the program, and look at what it is.
     OpenProgram(PathBuf),
+    /// The same, of a program that is not Husk's and may be linked dynamically.
+    OpenForeignProgram(PathBuf),
     /// Open the null device, which is not there in the cell.
     OpenNull,
     /// Open the network namespace that the cell joins.
     OpenNetns(PathBuf),
     /// Make the sandbox's cgroups and write its limits.
     MakeCgroups(Order),
-    /// Find the cgroups of the sandbox that a volume belongs to.
+    /// Find the cgroups of the sandbox that a volume or a network belongs to.
     FindCgroups(Order),
+    /// Take over the socket that the network is behind.
+    TakeNetworkSocket(i32),
     /// Enter the directory that is to be a volume, and take over the socket that it is served on.
     EnterVolume(VolumeArgs),
     /// Make the jail's directory and enter it.
@@ -55,14 +59,18 @@ pub enum Step {
         /// Whether the directory may be changed through it.
         writable: bool,
     },
+    /// Swap the root for a read-only one with the host's programs and libraries, an empty /tmp and a /proc.
+    SystemRoot,
     /// Leave the caller's session and terminal.
     NewSession,
     /// Forget the caller's signal mask and dispositions.
     ResetSignals,
     /// Make what is made readable by nobody else.
     Umask,
-    /// Close everything but the null device, the control socket, a volume's socket and the program.
+    /// Close everything but the null device, the control socket, a volume's or network's socket and the program.
     KeepDescriptors,
+    /// Let the program speak on the caller's standard error, and not on the control socket, whose language it does not know.
+    SpeakOnStandardError,
     /// Limit the process.
     Limit(Limit),
     /// Empty the ambient and bounding sets.
@@ -144,6 +152,38 @@ impl Plan {
     }
 }
 
+impl Plan {
+    /// The cell of a process that is the network: in the sandbox's cgroups, as its user, in the caller's network.
+    fn for_network(args: &Args, socket: i32) -> Self {
+        let mut steps = vec![
+            Step::OpenForeignProgram(args.exec_file.clone()),
+            Step::OpenNull,
+            Step::FindCgroups(order(args)),
+            Step::TakeNetworkSocket(socket),
+            Step::Clone { net: false, detached: false },
+            Step::EnterCgroups,
+            Step::Hostname(args.id.clone()),
+            Step::PrivateMounts,
+            Step::SystemRoot,
+            Step::NewSession,
+            Step::ResetSignals,
+            Step::Umask,
+            Step::KeepDescriptors,
+            Step::SpeakOnStandardError,
+        ];
+        steps.extend(args.limits.iter().copied().map(Step::Limit));
+        steps.extend([
+            Step::DropBoundingSet,
+            Step::BecomeUser { uid: args.uid, gid: args.gid },
+            Step::DropCapabilities,
+            Step::NoNewPrivileges,
+            Step::DieWithParent,
+            Step::Execute(args.argv.clone()),
+        ]);
+        Self { steps }
+    }
+}
+
 fn order(args: &Args) -> Order {
     Order {
         version: args.cgroup_version,
@@ -157,6 +197,9 @@ impl From<&Args> for Plan {
     fn from(args: &Args) -> Self {
         if let Some(volume) = args.volume {
             return Self::for_volume(args, volume);
+        }
+        if let Some(socket) = args.network {
+            return Self::for_network(args, socket);
         }
         let mut steps = vec![Step::OpenProgram(args.exec_file.clone()), Step::OpenNull];
         steps.extend(args.netns.clone().map(Step::OpenNetns));
@@ -298,6 +341,31 @@ mod tests {
         assert!(root < user && user < kept, "the root and the groups take capabilities that are given up");
         let strict = [Step::NoNewPrivileges, Step::Undumpable, Step::DieWithParent];
         assert!(strict.iter().all(|step| place(&plan, |other| other == step) > kept));
+    }
+
+    #[test]
+    fn a_networks_cell_is_in_the_hosts_network_and_keeps_no_privilege() {
+        let plan = plan(&["--network-socket-fd", "6", "--", "--quiet"]);
+        let made =
+            |step: &Step| matches!(step, Step::MakeCgroups(_) | Step::MakeJail { .. } | Step::JoinNetns);
+        assert!(!plan.steps().iter().any(made));
+        let order: Vec<usize> = [
+            Step::TakeNetworkSocket(6),
+            Step::Clone { net: false, detached: false },
+            Step::SystemRoot,
+            Step::KeepDescriptors,
+            Step::SpeakOnStandardError,
+            Step::DropBoundingSet,
+            Step::BecomeUser { uid: 5, gid: 6 },
+            Step::DropCapabilities,
+            Step::NoNewPrivileges,
+            Step::DieWithParent,
+            Step::Execute(vec!["prog".into(), "--quiet".into()]),
+        ]
+        .iter()
+        .map(|wanted| place(&plan, |step| step == wanted))
+        .collect();
+        assert!(order.is_sorted(), "{order:?}");
     }
 
     #[test]

@@ -29,7 +29,7 @@ use crate::memory::{self, DeviceMemory, GuestMemory, Hotplug, Image, MemoryError
 use crate::resources::DeviceFiles;
 use crate::spec::{
     BalloonSpec, BucketSpec, DeviceSpec, DriveSpec, HotplugSpec, LimiterSpec, MachineSpec, NetworkSpec,
-    PmemSpec, VolumeSpec,
+    PmemSpec, VolumeSpec, WireSpec,
 };
 use crate::state::{LoadError, Section};
 use crate::vcpu::{self, Buses, Exits, Vcpu, VcpuHandle};
@@ -170,7 +170,7 @@ impl Machine {
         let loops = vec![Loop { role: Role::Device, thread: "husk-device".into(), event_loop }];
         let mut virtio = Virtio::on(&vm, &seen, hotplug.as_ref(), (workers, loops, devices));
         let mut vsock = None;
-        let (mut drives, mut taps) = (files.drives.into_iter(), files.taps.into_iter());
+        let (mut drives, mut wires) = (files.drives.into_iter(), files.wires.into_iter());
         let (mut images, mut volumes) = (images.iter(), files.volumes.into_iter());
         let mut streams = Some((files.exec, files.vsock_listener, ask));
         for device in spec.device_specs() {
@@ -182,10 +182,7 @@ impl Machine {
                     workers = virtio.drive_loop().map_err(descriptor(&name))?;
                     Box::new(disk(drive, file)?.with_limit(limit(drive.limiter(), &name)?))
                 }
-                DeviceSpec::Network(card) => {
-                    let tap = next_of(&mut taps, &name)?;
-                    Box::new(network_card(card, tap, &name)?)
-                }
+                DeviceSpec::Network(it) => Box::new(network_card(it, next_of(&mut wires, &name)?, &name)?),
                 DeviceSpec::Vsock(it) => {
                     let host = streams.take().map_or_else(VsockHost::default, |it| socket_host(&spec, it));
                     let (device, answers) = Vsock::new(it.cid().into(), host).map_err(descriptor("vsock"))?;
@@ -426,9 +423,16 @@ fn printer(console: &Arc<Console>) -> io::Result<VirtioConsole> {
     VirtioConsole::new(Arc::clone(console), |memory| arch::screen::text(memory.ram()))
 }
 
-fn network_card(card: &NetworkSpec, tap: OwnedFd, name: &str) -> Result<Net, MachineError> {
+fn network_card(card: &NetworkSpec, wire: Vec<OwnedFd>, name: &str) -> Result<Net, MachineError> {
     let policy = Policy::new(card.allow().to_vec(), card.addresses().to_vec());
-    let net = Net::new(tap, card.mac(), card.mtu(), policy);
+    let mut wire = wire.into_iter();
+    let first = next_of(&mut wire, name)?;
+    let net = match card.wire() {
+        WireSpec::Tap(_) => Net::new(first, wire.collect(), card.mac(), card.mtu(), policy),
+        WireSpec::Stream(_) => {
+            Net::over_stream(first, card.mac(), card.mtu(), policy).map_err(descriptor(name))?
+        }
+    };
     Ok(net.with_limits(limit(card.receive_limiter(), name)?, limit(card.transmit_limiter(), name)?))
 }
 

@@ -18,6 +18,7 @@ mod jail;
 mod limits;
 mod memory;
 mod net;
+mod net_user;
 mod placement;
 mod pmem;
 mod state;

@@ -8,6 +8,7 @@ mod ending;
 
 use crate::control::{Control, ControlError, Received};
 use crate::outcome::{Cause, Evidence};
+use crate::passt::Passt;
 use crate::poll_set::{PollSet, Token};
 use crate::session::{Session, SessionError};
 use crate::signals::{Meaning, Signals};
@@ -61,6 +62,8 @@ pub(crate) struct Pump<'a> {
     pub(crate) memory: Option<u64>,
     /// Their servers are started when the sandbox's cgroup is there.
     pub(crate) volumes: Volumes,
+    /// As is the passt that is its network, if one is.
+    pub(crate) passt: Passt,
     pub(crate) timeline: Timeline,
     pub(crate) evidence: Evidence,
     jailer_words: Vec<u8>,
@@ -88,6 +91,7 @@ impl<'a> Pump<'a> {
             vsock: None,
             memory: None,
             volumes: Volumes::default(),
+            passt: Passt::default(),
             timeline,
             evidence: Evidence::default(),
             jailer_words: Vec::new(),
@@ -236,6 +240,7 @@ impl<'a> Pump<'a> {
             FromCell::Cloned { pid } if self.cell.runtime.is_none() => {
                 self.cell.runtime = Process::child(pid);
                 self.volumes.start();
+                self.passt.start();
                 if self.clock.was_killed() {
                     self.kill();
                 }

@@ -154,3 +154,18 @@ fn a_volume_has_two_descriptors_and_no_user() {
         assert!(parse(&words).unwrap_err().to_string().contains("a descriptor from 3 to 65535"), "{bad}");
     }
 }
+
+#[test]
+fn a_network_has_a_socket_and_a_user_and_is_told_nothing_of_the_control_socket() {
+    let args = with(&["--network-socket-fd", "6", "--control-fd", "5", "--", "-f"]).unwrap();
+    assert_eq!((args.network, args.control_fd), (Some(6), Some(5)));
+    assert_eq!(args.argv[1..], ["-f"]);
+    for (flag, value) in [("netns", Some("/run/netns/x")), ("daemonize", None), ("volume-fd", Some("7"))] {
+        let flag_word = format!("--{flag}");
+        let mut words = vec!["--network-socket-fd", "6", &flag_word];
+        words.extend(value);
+        let error = with(&words).unwrap_err().to_string();
+        assert!(error.contains("cannot be given with") || error.contains("is missing"), "{error}");
+    }
+    assert!(with(&["--network-socket-fd", "2"]).unwrap_err().to_string().starts_with("--network-socket-fd"));
+}
