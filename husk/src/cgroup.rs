@@ -50,7 +50,7 @@ impl Hierarchies {
             None | Some("") => self.parent,
             Some(path) => format!("{path}/{}", self.parent),
         };
-        Self { parent, unified: self.unified.filter(|_| here.is_some()), legacy: Vec::new() }
+        Self { parent, legacy: Vec::new(), ..self }
     }
 
     /// The same, for a sandbox that was made below another cgroup.
@@ -243,7 +243,11 @@ mod tests {
         };
         assert_eq!(below("0::/a/b.scope"), [PathBuf::from("/sys/fs/cgroup/unified/a/b.scope/husk-1")]);
         assert_eq!(below("0::/"), [PathBuf::from("/sys/fs/cgroup/unified/husk-1")]);
-        assert_eq!(below("1:cpu:/x"), Vec::<PathBuf>::new());
+        assert_eq!(
+            below("1:cpu:/x"),
+            [PathBuf::from("/sys/fs/cgroup/unified/husk-1")],
+            "refused when it is made"
+        );
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod memory;
 mod net;
 mod placement;
 mod pmem;
+mod rootless;
 mod state;
 mod stdio;
 mod terminal;
