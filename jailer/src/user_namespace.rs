@@ -25,12 +25,19 @@ fn put(path: &str, text: &str) -> Result<(), Errno> {
 /// Whether `errno` of a clone may mean that this caller is to have no (more) user namespaces, and not that something else
 /// is wrong.
 pub(crate) fn is_refusal(errno: Errno) -> bool {
-    matches!(errno, Errno::PERM | Errno::ACCESS | Errno::NOSPC | Errno::USERS | Errno::INVAL | Errno::NOSYS)
+    // Without AppArmor it is the cgroup that denies access: to whoever is outside of the delegated one.
+    errno == Errno::ACCESS && is(APPARMOR, "1")
+        || matches!(errno, Errno::PERM | Errno::NOSPC | Errno::USERS | Errno::INVAL | Errno::NOSYS)
+}
+
+const APPARMOR: &str = "/proc/sys/kernel/apparmor_restrict_unprivileged_userns";
+
+fn is(path: &str, value: &str) -> bool {
+    std::fs::read_to_string(path).is_ok_and(|text| text.trim() == value)
 }
 
 /// Why the host may have refused one, and what to do about it; from `errno` and the switches that there are for it.
 pub(crate) fn advice(errno: Errno) -> &'static str {
-    let is = |path: &str, value: &str| std::fs::read_to_string(path).is_ok_and(|text| text.trim() == value);
     match errno {
         Errno::NOSPC => {
             "a limit of namespaces is reached or 0: sysctl user.max_user_namespaces and its siblings"
@@ -40,7 +47,7 @@ pub(crate) fn advice(errno: Errno) -> &'static str {
         _ if is("/proc/sys/kernel/unprivileged_userns_clone", "0") => {
             "user namespaces are root's here: sysctl kernel.unprivileged_userns_clone=1"
         }
-        _ if is("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1") => {
+        _ if is(APPARMOR, "1") => {
             "AppArmor denies user namespaces to programs without a profile: give husk-jailer one with `userns,`, or \
              sysctl kernel.apparmor_restrict_unprivileged_userns=0"
         }
