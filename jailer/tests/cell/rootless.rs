@@ -94,11 +94,13 @@ fn become_somebody(callers: &Path, root: Option<&Path>) -> std::io::Result<()> {
 
 /// What the cell is without, each with the reason.
 fn missing(outcome: &Outcome) -> Vec<(&str, &str)> {
-    let part = |message| match message {
-        &FromCell::Missing { ref part, ref why } => Some((part.as_str(), why.as_str())),
-        _ => None,
-    };
-    outcome.messages.iter().filter_map(part).collect()
+    let mut missing = Vec::new();
+    for message in &outcome.messages {
+        if let FromCell::Missing { part, why } = message {
+            missing.push((part.as_str(), why.as_str()));
+        }
+    }
+    missing
 }
 
 #[test]
