@@ -208,7 +208,6 @@ pub(crate) fn prepare(options: &Options, manner: Manner<'_>) -> Result<Prepared,
 
 /// /dev/kvm, if this caller and this machine may run sandboxes.
 fn open_kvm(options: &Options) -> Result<File, PrepareError> {
-    host::check_user()?;
     let kvm = host::open_kvm()?;
     if options.strict {
         doctor::refuse_if_unsafe()?;

@@ -22,7 +22,7 @@ use crate::state::{Record, Registration, State, StateError, check_id, random, ra
 use crate::terminal::{self, RawTerminal, TerminalError};
 use crate::timeline::{Timeline, now_ns, realtime_ns};
 use crate::volume::{Start, Volumes};
-use husk_protocol::control::{Fault, Stage, ToCell};
+use husk_protocol::control::{Fault, Landlock, Stage, ToCell};
 use husk_protocol::exec::{Frame, Hello, Identity, VERSION, WindowSize};
 use std::ffi::OsString;
 use std::os::fd::AsFd;
@@ -400,6 +400,9 @@ impl Place {
         report.console_tail =
             evidence.ended.as_ref().map(|ended| ended.console_tail.clone()).unwrap_or_default();
         report.landlock = evidence.landlock;
+        if evidence.landlock == Some(Landlock::Absent) {
+            report.walls.miss("landlock", "this kernel has none, or it is off");
+        }
         report.mid_line = evidence.heard.mid_line;
         let guest = evidence.heard.report.clone();
         report.unclean = match &guest {

@@ -158,16 +158,15 @@ impl Facts {
 
     /// What cells of ordinary users are made of.
     fn user_namespaces(&self) -> Check {
-        const WHY: &str = "root needs none; a cell without root is made of one, and any user who may make one reaches more of \
-                           the kernel";
+        const WHY: &str = "every cell has one; without root it is what makes the others, and any user who may make one reaches \
+                           more of the kernel";
         let name = "user namespaces";
         let [most, debian, apparmor] = &self.namespaces;
         let no = |found: &str, mend: &str| Check::new(name, Verdict::Note, found, WHY).mend(mend);
         match (most.number(), debian.number(), apparmor.number()) {
             (None, ..) => Check::new(name, Verdict::Note, most.shown(), WHY),
-            (Some(0), ..) => {
-                no("none (user.max_user_namespaces = 0)", "sysctl -w user.max_user_namespaces=15000")
-            }
+            (Some(0), ..) => Check::new(name, Verdict::Degraded, "none (user.max_user_namespaces = 0)", WHY)
+                .mend("sysctl -w user.max_user_namespaces=15000, or husk run --isolation best-effort"),
             (_, Some(0), _) => no(
                 "root's only (kernel.unprivileged_userns_clone = 0)",
                 "sysctl -w kernel.unprivileged_userns_clone=1",
@@ -212,12 +211,12 @@ impl Facts {
 /// What the caller may do.
 fn privileges(user: User) -> Check {
     const ROOT: &str = "as root each sandbox has a user id of its own, and what takes over one runtime is nobody to the next";
-    const OTHER: &str = "husk run builds its cells as root; cells of an ordinary user would share that user's id, for husk has \
-                         no set-user-id helper";
+    const OTHER: &str = "cells of an ordinary user share that user's id, for husk has no set-user-id helper; it needs user \
+                         namespaces and a cgroup that was delegated";
     if user.is_root() {
         return Check::new("user", Verdict::Ok, "root", ROOT);
     }
-    Check::new("user", Verdict::Unusable, format!("user id {}", user.uid), OTHER).mend("sudo husk …")
+    Check::new("user", Verdict::Note, format!("user id {}", user.uid), OTHER).mend("sudo husk …")
 }
 
 /// What the kernel answers.
