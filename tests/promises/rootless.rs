@@ -57,6 +57,7 @@ fn uid_0_is_never_used() {
         assert!(seen.iter().any(|process| process.name == name), "no {name} among {seen:#?}");
     }
     assert_eq!(std::fs::metadata(shared.join("new")).unwrap().uid(), UID);
+    std::fs::set_permissions(&shared, PermissionsExt::from_mode(0o777)).unwrap();
     let script = "echo more > /data/more && stat -c %u /data/more";
     let husk = him.husk(["run", "--user", "1000:1000", "--volume", &volume, "--", "sh", "-c", script]);
     assert_eq!(

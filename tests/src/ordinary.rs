@@ -166,7 +166,7 @@ fn below(path: &Path, each: &mut dyn FnMut(&Path)) {
     }
 }
 
-/// Notes name, ids and `no_new_privs` of each process there.
+/// Notes name, ids and `no_new_privs` of each process there, but not of this test's own, about to become a husk.
 fn look(delegated: &Path, seen: &mut BTreeSet<Seen>) {
     let mut pids = Vec::new();
     let mut read = |path: &Path| {
@@ -175,7 +175,11 @@ fn look(delegated: &Path, seen: &mut BTreeSet<Seen>) {
     };
     read(delegated);
     below(delegated, &mut read);
+    let own = std::env::current_exe().ok();
     for path in pids {
+        if std::fs::read_link(format!("{path}/exe")).ok() == own {
+            continue;
+        }
         let [name, uids, gids, strict] =
             ["Name", "Uid", "Gid", "NoNewPrivs"].map(|field| processes::status(&path, field));
         // Empty: it has ended meanwhile.
