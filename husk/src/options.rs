@@ -3,8 +3,8 @@
 //! Owns no resource. Refuses nothing itself: `plan` does. Invariant: every field is what the caller said, or `None`
 //! where he said nothing, so that a configuration file can stand below it.
 
-use crate::units;
 use crate::isolation::Isolation;
+use crate::units;
 use husk_protocol::network::{AllowRule, GuestAddress};
 use std::ffi::OsString;
 use std::net::IpAddr;
