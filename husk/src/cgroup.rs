@@ -4,6 +4,8 @@
 //! Owns the rule `<mount>/<parent>/<id>` under v2 and under each v1 controller. Refuses nothing: the jailer says what
 //! cannot be made. Invariant: only directories of exactly these names are ever touched.
 
+use crate::rootless::{self, Delegated};
+use crate::state::State;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -26,7 +28,7 @@ const THREADS: u64 = 16;
 /// Where controllers are mounted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Hierarchies {
-    /// Name of the cgroup below which sandboxes' are made.
+    /// Path, below a mount, of the cgroup below which sandboxes' are made.
     parent: String,
     /// The v2 mount.
     unified: Option<PathBuf>,
@@ -35,9 +37,32 @@ pub(crate) struct Hierarchies {
 }
 
 impl Hierarchies {
-    /// As /proc/self/mountinfo has them.
-    pub(crate) fn of_this_machine(parent: String) -> Self {
-        Self::parse(&std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default(), parent)
+    /// As /proc/self/mountinfo has them, for the sandboxes of `state`. Root's lie below the mounts; those of anybody else in the
+    /// cgroup of version 2 that husk is in itself, for no other one can be his.
+    pub(crate) fn of(state: &State) -> Self {
+        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let all = Self::parse(&table, state.cgroup_parent());
+        if rootless::is_root() { all } else { all.below(Delegated::here) }
+    }
+
+    /// Version 2 alone, below what `here` finds there.
+    fn below(self, here: impl FnOnce(Option<&Path>) -> Option<Delegated>) -> Self {
+        let here = here(self.unified.as_deref());
+        let parent = match here.as_ref().map(|here| here.path.as_str()) {
+            None | Some("") => self.parent,
+            Some(path) => format!("{path}/{}", self.parent),
+        };
+        Self { parent, legacy: Vec::new(), ..self }
+    }
+
+    /// The same, for a sandbox that was made below another cgroup.
+    pub(crate) fn with_parent(&self, parent: &str) -> Self {
+        Self { parent: parent.to_owned(), ..self.clone() }
+    }
+
+    /// The mount of version 2.
+    pub(crate) fn unified(&self) -> Option<&Path> {
+        self.unified.as_deref()
     }
 
     fn parse(mountinfo: &str, parent: String) -> Self {
@@ -216,6 +241,21 @@ mod tests {
                 format!("memory.max={}", (128 << 20) + (1 << 20) + OVERHEAD + (256 << 20)),
                 "pids.max=24".into()
             ]
+        );
+    }
+
+    #[test]
+    fn without_root_there_is_what_was_delegated() {
+        let below = |path: &'static str| {
+            let found = Hierarchies::parse(HYBRID, "husk-1".into());
+            found.below(|mount| Delegated::of(mount?, path)).parents()
+        };
+        assert_eq!(below("0::/a/b.scope"), [PathBuf::from("/sys/fs/cgroup/unified/a/b.scope/husk-1")]);
+        assert_eq!(below("0::/"), [PathBuf::from("/sys/fs/cgroup/unified/husk-1")]);
+        assert_eq!(
+            below("1:cpu:/x"),
+            [PathBuf::from("/sys/fs/cgroup/unified/husk-1")],
+            "refused when it is made"
         );
     }
 

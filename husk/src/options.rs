@@ -3,6 +3,7 @@
 //! Owns no resource. Refuses nothing itself: `plan` does. Invariant: every field is what the caller said, or `None`
 //! where he said nothing, so that a configuration file can stand below it.
 
+use crate::isolation::Isolation;
 use crate::units;
 use husk_protocol::network::{AllowRule, GuestAddress};
 use std::ffi::OsString;
@@ -68,6 +69,8 @@ pub struct Options {
     pub entropy: bool,
     /// Refuse a host on which code of strangers is not safely kept apart.
     pub strict: bool,
+    /// What is done about a wall of the cell that this host does not permit.
+    pub isolation: Isolation,
     /// Program and arguments.
     pub command: Vec<OsString>,
 }
@@ -101,6 +104,7 @@ impl Default for Options {
             vsock: None,
             entropy: false,
             strict: false,
+            isolation: Isolation::Strict,
             command: Vec::new(),
         }
     }

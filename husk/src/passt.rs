@@ -4,9 +4,10 @@
 //! only when the sandbox's cgroup is there for it to live in, at most once, and none is left after [`Passt::finish`]. One that
 //! cannot be started, or dies, is a link that is down in the guest, and a line for the operator.
 
+use crate::isolation::Isolation;
 use crate::options::NetworkOption;
 use crate::serving::Serving;
-use crate::spawn::{CONTROL_FD, JailerOrder};
+use crate::spawn::{CONTROL_FD, JailerOrder, walls};
 use crate::sys::ChildExit;
 use husk_protocol::network::{AllowRule, GuestAddress, Prefix};
 use rustix::io::Errno;
@@ -129,8 +130,9 @@ pub(crate) type Parts = (PathBuf, Vec<OsString>, OwnedFd);
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct NetworkOrder {
     id: String,
-    /// User and group.
-    uid: u32,
+    /// User and group, if they are not the caller's.
+    uid: Option<u32>,
+    isolation: Isolation,
     program: PathBuf,
     /// The cgroup below which the sandbox's is.
     parent_cgroup: String,
@@ -143,11 +145,13 @@ struct NetworkOrder {
 impl NetworkOrder {
     /// The jailer's arguments.
     fn arguments(&self) -> Vec<OsString> {
-        let mut arguments: Vec<OsString> = Vec::new();
+        let mut arguments = walls(self.isolation, self.uid.is_none());
         let mut option = |name: &str, value: OsString| arguments.extend([name.into(), value]);
         option("--id", self.id.clone().into());
-        option("--uid", self.uid.to_string().into());
-        option("--gid", self.uid.to_string().into());
+        if let Some(uid) = self.uid {
+            option("--uid", uid.to_string().into());
+            option("--gid", uid.to_string().into());
+        }
         option("--exec-file", self.program.clone().into());
         option("--parent-cgroup", self.parent_cgroup.clone().into());
         for limit in &self.limits {
@@ -176,6 +180,7 @@ impl Start {
         let order = NetworkOrder {
             id: sandbox.id.clone(),
             uid: sandbox.uid,
+            isolation: sandbox.isolation,
             program,
             parent_cgroup: sandbox.parent_cgroup.clone(),
             limits: sandbox.limits.clone(),
@@ -315,15 +320,22 @@ mod tests {
     fn a_networks_jailer_is_told_everything() {
         let order = NetworkOrder {
             id: "one".into(),
-            uid: 7,
+            uid: Some(7),
+            isolation: Isolation::Strict,
             program: "/usr/bin/passt".into(),
             parent_cgroup: "husk".into(),
             limits: vec!["pids.max=3".into()],
             arguments: vec!["--quiet".into()],
         };
-        let text: Vec<String> = order.arguments().into_iter().map(|a| a.into_string().unwrap()).collect();
+        let text = |order: &NetworkOrder| {
+            let words = order.arguments().into_iter().map(|word| word.into_string().unwrap());
+            words.collect::<Vec<_>>().join(" ")
+        };
+        let rootless = NetworkOrder { uid: None, isolation: Isolation::BestEffort, ..order.clone() };
+        let start = "--isolation best-effort --cgroup-version 2 --id one --exec-file /usr/bin/passt ";
+        assert!(text(&rootless).starts_with(start), "{}", text(&rootless));
         assert_eq!(
-            text.join(" "),
+            text(&order),
             "--id one --uid 7 --gid 7 --exec-file /usr/bin/passt --parent-cgroup husk --cgroup pids.max=3 \
              --resource-limit no-file=2048 --network-socket-fd 4 --control-fd 3 -- --quiet"
         );
@@ -334,7 +346,8 @@ mod tests {
         let (runtimes, socket) = socket().unwrap();
         let order = NetworkOrder {
             id: "one".into(),
-            uid: 7,
+            uid: Some(7),
+            isolation: Isolation::Strict,
             program: "/no/passt".into(),
             parent_cgroup: "husk".into(),
             limits: Vec::new(),

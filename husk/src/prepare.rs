@@ -229,7 +229,6 @@ fn open_all(options: &Options, manner: Manner<'_>) -> Result<Prepared, PrepareEr
 
 /// /dev/kvm, if this caller and this machine may run sandboxes.
 fn open_kvm(options: &Options) -> Result<File, PrepareError> {
-    host::check_user()?;
     let kvm = host::open_kvm()?;
     if options.strict {
         doctor::refuse_if_unsafe()?;

@@ -6,6 +6,7 @@
 use crate::cgroup::Hierarchies;
 use crate::control::{self, ControlError};
 use crate::gc::{self, Collected};
+use crate::isolation::Isolation;
 use crate::options::{DriveOption, NetworkOption, Options, VolumeOption};
 use crate::outcome::{Evidence, Outcome, judge};
 use crate::pack::PackError;
@@ -14,6 +15,7 @@ use crate::plan;
 use crate::prepare::{Manner, PrepareError, Prepared, Told, prepare};
 use crate::pump::{Cell, Limits, Pump};
 use crate::report::{Report, Resources};
+use crate::rootless::{self, DelegationError};
 use crate::session::{SESSION, Session, SessionError, Stdio};
 use crate::signals::Signals;
 use crate::spawn::{self, JailerOrder, Process, SpawnError, VolumeOrder};
@@ -21,7 +23,7 @@ use crate::state::{Record, Registration, State, StateError, check_id, random, ra
 use crate::terminal::{self, RawTerminal, TerminalError};
 use crate::timeline::{Timeline, now_ns, realtime_ns};
 use crate::volume::{Start, Volumes};
-use husk_protocol::control::{Fault, Stage, ToCell};
+use husk_protocol::control::{Fault, Landlock, Stage, ToCell};
 use husk_protocol::exec::{Frame, Hello, Identity, VERSION, WindowSize};
 use std::ffi::OsString;
 use std::os::fd::AsFd;
@@ -42,6 +44,9 @@ pub(crate) enum SandboxError {
     /// The state directory.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The cgroup of somebody who is not root.
+    #[error(transparent)]
+    Delegation(#[from] DelegationError),
     /// The terminal.
     #[error(transparent)]
     Terminal(#[from] TerminalError),
@@ -66,7 +71,7 @@ impl SandboxError {
             Self::Terminal(_) => Fault::Operator,
             Self::Session(SessionError::TooLong(_))
             | Self::Control(ControlError::TooLong(_) | ControlError::TooManyFiles(_)) => Fault::Operator,
-            Self::Control(_) | Self::Session(_) | Self::Spawn(_) => Fault::Host,
+            Self::Delegation(_) | Self::Control(_) | Self::Session(_) | Self::Spawn(_) => Fault::Host,
         }
     }
 
@@ -160,6 +165,13 @@ impl<'a> Sandbox<'a> {
         self
     }
 
+    /// What is done about a wall of the cell that this host does not permit.
+    #[must_use]
+    pub fn isolation(mut self, isolation: Isolation) -> Self {
+        self.options.isolation = isolation;
+        self
+    }
+
     /// Signals that end the sandbox, or are passed on. Without them the caller's own handling stands.
     #[must_use]
     pub fn signals(mut self, signals: &'a Signals) -> Self {
@@ -203,8 +215,18 @@ impl<'a> Sandbox<'a> {
         };
         let manner = Manner { signals: self.signals, talkative: self.talkative };
         let prepared = prepare(&self.options, manner)?;
+        report.isolation = self.options.isolation;
+        report.walls.rootless = !rootless::is_root();
         let state = State::usual();
-        let hierarchies = Hierarchies::of_this_machine(state.cgroup_parent());
+        let hierarchies = Hierarchies::of(&state);
+        if report.walls.rootless
+            && let Err(error) = rootless::divide(hierarchies.unified())
+        {
+            if self.options.isolation == Isolation::Strict {
+                return Err(error.into());
+            }
+            report.walls.miss("cgroup", &error.to_string());
+        }
         gc::collect(&state, &hierarchies, false);
         let registration = state.register(&match &self.options.id {
             Some(id) => id.clone(),
@@ -225,8 +247,8 @@ impl<'a> Sandbox<'a> {
         streams: Streams<'_, '_>,
         report: &mut Report,
     ) -> Result<(), SandboxError> {
-        place.registration.publish(&self.record(&prepared, &place.registration))?;
-        let order = place.order(&prepared);
+        place.registration.publish(&self.record(&prepared, place))?;
+        let order = place.order(&prepared, self.options.isolation);
         let (mut control, theirs) = control::pair()?;
         // Asked for once the guest is ready: making memory its own costs it time, which its boot is not to take.
         let hotplug = prepared.spec.memory_hotplug.as_mut();
@@ -251,6 +273,8 @@ impl<'a> Sandbox<'a> {
                 parent_cgroup: order.parent_cgroup.clone(),
                 limits: order.limits.clone(),
                 writable: false,
+                rootless: order.uid.is_none(),
+                isolation: order.isolation,
             },
         });
         let passt = prepared.passt.map(|parts| passt::Start::new(parts, prepared.jailer.clone(), &order));
@@ -275,6 +299,9 @@ impl<'a> Sandbox<'a> {
         report.warnings.extend(std::mem::take(&mut pump.passt).finish());
         report.timeline = pump.timeline;
         let runtime = pump.cell.runtime.take();
+        for (part, why) in &pump.evidence.missing {
+            report.walls.miss(part, why);
+        }
         place.take_stock(runtime.as_ref(), &mut pump.evidence, &writable, report);
         prepared.names.explain(&mut report.outcome, pump.evidence.was_ready);
         drop(prepared.listener);
@@ -303,7 +330,8 @@ impl<'a> Sandbox<'a> {
         Ok(())
     }
 
-    fn record(&self, prepared: &Prepared, registration: &Registration) -> Record {
+    fn record(&self, prepared: &Prepared, place: &Place) -> Record {
+        let registration = &place.registration;
         let mut room = SHOWN_COMMAND;
         let mut shown = |argument: &OsString| {
             let text: String = argument.to_string_lossy().chars().take(room).collect();
@@ -318,6 +346,7 @@ impl<'a> Sandbox<'a> {
             vcpus: prepared.spec.machine_config.vcpu_count,
             memory_mib: plan::most_memory_mib(&prepared.spec),
             command: self.options.command.iter().take(SHOWN_COMMAND).map(&mut shown).collect(),
+            cgroup: (!rootless::is_root()).then(|| place.hierarchies.parent().to_owned()),
             vsock: prepared.listener.as_ref().map(|listener| listener.name().clone()),
         }
     }
@@ -344,7 +373,7 @@ struct Place {
 }
 
 impl Place {
-    fn order(&self, prepared: &Prepared) -> JailerOrder {
+    fn order(&self, prepared: &Prepared, isolation: Isolation) -> JailerOrder {
         let (machine, registration) = (&prepared.spec.machine_config, &self.registration);
         let drives = u64::try_from(prepared.spec.drives.len()).unwrap_or(u64::MAX);
         let volumes = u64::try_from(prepared.spec.volumes.len()).unwrap_or(u64::MAX);
@@ -352,12 +381,12 @@ impl Place {
         let networks = u64::from(prepared.passt.is_some());
         JailerOrder {
             id: registration.id.clone(),
-            uid: registration.uid,
+            uid: rootless::is_root().then_some(registration.uid),
             runtime: prepared.runtime.clone(),
-            jail_base: self.state.jail_base(),
             parent_cgroup: self.hierarchies.parent().to_owned(),
             limits: self.hierarchies.limits(memory, machine.vcpu_count, [drives, volumes, networks]),
             cpus: prepared.spec.placement.as_ref().map(|placement| placement.pin.clone()).unwrap_or_default(),
+            isolation,
         }
     }
 
@@ -375,6 +404,9 @@ impl Place {
         report.console_tail =
             evidence.ended.as_ref().map(|ended| ended.console_tail.clone()).unwrap_or_default();
         report.landlock = evidence.landlock;
+        if evidence.landlock == Some(Landlock::Absent) {
+            report.walls.miss("landlock", "this kernel has none, or it is off");
+        }
         report.mid_line = evidence.heard.mid_line;
         let guest = evidence.heard.report.clone();
         report.unclean = match &guest {
@@ -406,11 +438,13 @@ impl Place {
             }
         }
         let mut collected = Collected::default();
-        gc::one(&self.state, &self.hierarchies, &registration.id, &mut collected);
-        report.warnings.extend(collected.failed);
-        if let Err(error) = registration.remove() {
+        // What may still have processes keeps its user id, and is collected later.
+        if gc::cgroups(&self.hierarchies, &registration.id, &mut collected)
+            && let Err(error) = registration.remove()
+        {
             report.warnings.push(error.to_string());
         }
+        report.warnings.extend(collected.failed);
         gc::remove_parent(&self.state, &self.hierarchies);
         report.timeline.mark(Stage::Gone);
     }

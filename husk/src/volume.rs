@@ -153,6 +153,8 @@ mod tests {
             parent_cgroup: "husk".into(),
             limits: Vec::new(),
             writable: false,
+            rootless: false,
+            isolation: crate::isolation::Isolation::Strict,
         };
         // A jailer that says something and ends, whatever it is told.
         let start = Start { jailer: "/bin/false".into(), order };

@@ -11,11 +11,11 @@ use rustix::mount::{
     UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_change,
     move_mount, open_tree, unmount,
 };
-use rustix::process::{chdir, fchdir, pivot_root};
+use rustix::process::{DumpableBehavior, chdir, fchdir, pivot_root, set_dumpable_behavior};
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, Gid, Uid, clear_ambient_capability_set,
-    remove_capability_from_bounding_set, set_capabilities, set_thread_groups, set_thread_res_gid,
-    set_thread_res_uid,
+    CapabilitySet, CapabilitySets, Gid, Uid, capabilities, clear_ambient_capability_set,
+    remove_capability_from_bounding_set, set_capabilities, set_keep_capabilities, set_thread_groups,
+    set_thread_res_gid, set_thread_res_uid,
 };
 
 /// Where the control socket is in the cell; behind it the socket that a volume is served on or that a network is behind.
@@ -28,9 +28,13 @@ pub(crate) fn keep_mounts_private() -> Result<(), Errno> {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
 }
 
-/// Swaps the root for an empty read-only file system. The working directory must be the jail's `root`: it was entered
-/// before the clone, and the kernel moved it into this mount namespace, so that no path is resolved a second time.
-pub(crate) fn empty_root() -> Result<(), Errno> {
+/// Swaps the root for an empty read-only file system. With `jail` the working directory is what it is mounted on: it was
+/// entered before the clone, and the kernel moved it into this mount namespace, so that no path is resolved a second time.
+/// Otherwise it is mounted on the root itself, which is there everywhere.
+pub(crate) fn empty_root(jail: bool) -> Result<(), Errno> {
+    if !jail {
+        chdir("/")?;
+    }
     let filesystem = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(filesystem.as_fd(), "size", "4096")?;
     fsconfig_set_string(filesystem.as_fd(), "nr_inodes", "2")?;
@@ -220,12 +224,20 @@ fn bound(kept: CapabilitySet) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Becomes user and group, with no group beside it. All ids at once: none is left to return to.
+/// Becomes user and group, with no group beside it. All ids at once: none is left to return to. The capabilities stay, for
+/// what the plan has still to do, and with them nobody else of this user may look inside meanwhile (ptrace(2)).
 pub(crate) fn become_user(uid: u32, gid: u32) -> Result<(), Errno> {
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     set_thread_groups(&[])?;
     set_thread_res_gid(gid, gid, gid)?;
-    set_thread_res_uid(uid, uid, uid)
+    let before = capabilities(None)?;
+    set_keep_capabilities(true)?;
+    set_thread_res_uid(uid, uid, uid)?;
+    // They were kept as permitted only; and it was for this one change of user.
+    set_capabilities(None, before)?;
+    set_keep_capabilities(false)?;
+    // The change made /proc/self root's, in which the user is about to write his map.
+    set_dumpable_behavior(DumpableBehavior::Dumpable)
 }
 
 /// Keeps what a volume's server needs: it reads files of several owners and changes its root once; where the volume is
@@ -245,7 +257,7 @@ pub(crate) fn keep_serving_capabilities(writable: bool) -> Result<(), Errno> {
     set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable })
 }
 
-/// The change of user cleared the effective and permitted sets; this clears the inheritable one as well.
+/// Empties the effective, permitted and inheritable sets.
 pub(crate) fn drop_capabilities() -> Result<(), Errno> {
     let none = CapabilitySet::empty();
     set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })

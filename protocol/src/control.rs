@@ -90,6 +90,13 @@ pub enum FromCell {
     },
     /// What the guest said of its memory; at most once an interval of the balloon's, the last one counts.
     Balloon(Box<BalloonReport>),
+    /// A wall of the cell that the host does not permit, and that the sandbox does without.
+    Missing {
+        /// Which: a few words.
+        part: String,
+        /// One line.
+        why: String,
+    },
     /// The sandbox cannot be, or cannot go on.
     Failed {
         /// Who is to blame.

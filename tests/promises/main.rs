@@ -21,6 +21,7 @@ mod net;
 mod net_user;
 mod placement;
 mod pmem;
+mod rootless;
 mod state;
 mod stdio;
 mod terminal;

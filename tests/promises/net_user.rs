@@ -14,10 +14,10 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// A way out of this machine, as passt needs one: nobody is at its other end, but its own addresses are reached.
-struct Uplink(#[expect(dead_code, reason = "the route goes with the interface")] Tap);
+pub(crate) struct Uplink(#[expect(dead_code, reason = "the route goes with the interface")] Tap);
 
 impl Uplink {
-    fn new(name: &str, network: &str) -> Self {
+    pub(crate) fn new(name: &str, network: &str) -> Self {
         let tap = Tap::new(name, &[&format!("{network}.1/24")]);
         let route = ["ip", "route", "add", "default", "via", &format!("{network}.2")];
         let added = Command::new("/bin/busybox").args(route).status().unwrap();

@@ -3,6 +3,7 @@
 //! Owns the option names, their help and their conversion to [`Options`]. Refuses values that mean nothing by
 //! themselves; what needs a look at the machine is refused later, by `plan`.
 
+use crate::isolation::Isolation;
 use crate::options::{BOOT_TIMEOUT, DriveOption, NetworkOption, Options, PmemOption, VolumeOption};
 use crate::units;
 use argh::FromArgs;
@@ -152,6 +153,9 @@ pub(crate) struct Run {
     /// refuse to run where husk doctor says unsafe
     #[argh(switch)]
     strict: bool,
+    /// strict: what the host does not permit of the jail is refused; best-effort: it is left out and reported; default: strict
+    #[argh(option, arg_name = "how", from_str_fn(isolation))]
+    isolation: Option<Isolation>,
     /// name of the sandbox: letters, digits and hyphens, at most 64; default: random
     #[argh(option, arg_name = "id")]
     id: Option<String>,
@@ -263,6 +267,14 @@ fn net(text: &str) -> Result<Net, String> {
     }
 }
 
+fn isolation(text: &str) -> Result<Isolation, String> {
+    match text {
+        "strict" => Ok(Isolation::Strict),
+        "best-effort" => Ok(Isolation::BestEffort),
+        _ => Err("isolation is strict or best-effort".into()),
+    }
+}
+
 fn signal(text: &str) -> Result<i32, String> {
     let number = units::signal(text).map_err(|error| error.to_string())?;
     if crate::signals::TAKEN.contains(&number) && number != libc::SIGWINCH || number == libc::SIGKILL {
@@ -345,6 +357,7 @@ impl Run {
             vsock: self.vsock,
             entropy: self.entropy,
             strict: self.strict,
+            isolation: self.isolation.unwrap_or_default(),
             command,
         })
     }
@@ -353,6 +366,13 @@ impl Run {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn isolation_is_strict_or_best_effort() {
+        assert_eq!(isolation("strict"), Ok(Isolation::Strict));
+        assert_eq!(isolation("best-effort"), Ok(Isolation::BestEffort));
+        assert!(isolation("none").is_err());
+    }
 
     #[test]
     fn a_network_is_none_a_users_or_a_tap() {

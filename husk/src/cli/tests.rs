@@ -93,6 +93,7 @@ fn the_table_is_aligned() {
         vcpus: 2,
         memory_mib: 160,
         command: vec![command.into(), "1000\x1b".into()],
+        cgroup: None,
         vsock: None,
     };
     let text = table(&[record("abc", "sleep"), record("a-very-long-name-of-one", "x")], 66_000);

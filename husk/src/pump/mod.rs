@@ -26,6 +26,8 @@ use std::time::Duration;
 
 /// Control messages per turn, so that a cell that talks without end does not keep the streams from moving.
 const MESSAGES_A_TURN: usize = 32;
+/// Missing parts of the cell that are listened to.
+const MISSING_PARTS: usize = 16;
 /// Bytes of the jailer's standard error that are kept.
 const JAILER_WORDS: usize = 4096;
 
@@ -256,6 +258,10 @@ impl<'a> Pump<'a> {
                 }
             }
             FromCell::Balloon(report) => self.evidence.balloon = Some(*report),
+            FromCell::Missing { part, why } if self.evidence.missing.len() < MISSING_PARTS => {
+                self.evidence.missing.push((part, why));
+            }
+            FromCell::Missing { .. } => {}
             FromCell::Failed { fault, message } => {
                 let line = crate::text::line(&message);
                 self.evidence.failed.get_or_insert((fault, line));

@@ -3,12 +3,13 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test ends at its first surprise")]
 
+mod rootless;
 mod start;
 
 use husk_protocol::control::{Fault, FromCell, Stage};
 use serde_json::json;
-use start::{GROUP, PARENT, USER, World, cgroups, finish, hear, holds, reap, start};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use start::{GROUP, PARENT, USER, World, cgroups, finish, hear, holds, inherited, reap, start};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -53,13 +54,6 @@ fn a_cell_is_what_the_documentation_says() {
     let mount = outcome.seen["mount"].as_str().unwrap();
     assert!(["RDONLY", "NOSUID", "NODEV", "NOEXEC"].iter().all(|flag| mount.contains(flag)), "{mount}");
     assert!(world.remove("a-cell"));
-}
-
-/// Where a child finds it too, above the numbers that [`start`] overwrites.
-fn inherited(fd: impl AsFd) -> OwnedFd {
-    let fd = rustix::io::fcntl_dupfd_cloexec(fd, 1000).unwrap();
-    rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::empty()).unwrap();
-    fd
 }
 
 #[test]
