@@ -4,6 +4,8 @@
 //! Owns the rule `<mount>/<parent>/<id>` under v2 and under each v1 controller. Refuses nothing: the jailer says what
 //! cannot be made. Invariant: only directories of exactly these names are ever touched.
 
+use crate::rootless::{self, Delegated};
+use crate::state::State;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,13 +20,15 @@ const CONTROLLERS: [&str; 4] = ["cpu", "memory", "pids", "cpuset"];
 const OVERHEAD: u64 = (48 + 128) << 20;
 /// Bytes that the server of a volume may need: its buffers, and what the kernel keeps for each file that the guest knows of.
 const VOLUME: u64 = 64 << 20;
+/// Bytes that a network's passt may need: its buffers, and what its connections hold in the kernel.
+const NETWORK: u64 = 128 << 20;
 /// Threads that the runtime may have beside one a vCPU and one a drive.
 const THREADS: u64 = 16;
 
 /// Where controllers are mounted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Hierarchies {
-    /// Name of the cgroup below which sandboxes' are made.
+    /// Path, below a mount, of the cgroup below which sandboxes' are made.
     parent: String,
     /// The v2 mount.
     unified: Option<PathBuf>,
@@ -33,9 +37,32 @@ pub(crate) struct Hierarchies {
 }
 
 impl Hierarchies {
-    /// As /proc/self/mountinfo has them.
-    pub(crate) fn of_this_machine(parent: String) -> Self {
-        Self::parse(&std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default(), parent)
+    /// As /proc/self/mountinfo has them, for the sandboxes of `state`. Root's lie below the mounts; those of anybody else in the
+    /// cgroup of version 2 that husk is in itself, for no other one can be his.
+    pub(crate) fn of(state: &State) -> Self {
+        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let all = Self::parse(&table, state.cgroup_parent());
+        if rootless::is_root() { all } else { all.below(Delegated::here) }
+    }
+
+    /// Version 2 alone, below what `here` finds there.
+    fn below(self, here: impl FnOnce(Option<&Path>) -> Option<Delegated>) -> Self {
+        let here = here(self.unified.as_deref());
+        let parent = match here.as_ref().map(|here| here.path.as_str()) {
+            None | Some("") => self.parent,
+            Some(path) => format!("{path}/{}", self.parent),
+        };
+        Self { parent, legacy: Vec::new(), ..self }
+    }
+
+    /// The same, for a sandbox that was made below another cgroup.
+    pub(crate) fn with_parent(&self, parent: &str) -> Self {
+        Self { parent: parent.to_owned(), ..self.clone() }
+    }
+
+    /// The mount of version 2.
+    pub(crate) fn unified(&self) -> Option<&Path> {
+        self.unified.as_deref()
     }
 
     fn parse(mountinfo: &str, parent: String) -> Self {
@@ -65,14 +92,20 @@ impl Hierarchies {
         if legacy { 1 } else { 2 }
     }
 
-    /// `FILE=VALUE` limits for a guest of `memory_mib`, `vcpus`, so many threads of `drives`, and `volumes`, each of which
-    /// has a server.
-    pub(crate) fn limits(&self, memory_mib: u64, vcpus: u64, [drives, volumes]: [u64; 2]) -> Vec<String> {
+    /// `FILE=VALUE` limits for a guest of `memory_mib`, `vcpus`, so many threads of `drives`, `volumes` and `networks`; each of
+    /// the last two has a process of its own.
+    pub(crate) fn limits(
+        &self,
+        memory_mib: u64,
+        vcpus: u64,
+        [drives, volumes, networks]: [u64; 3],
+    ) -> Vec<String> {
         let guest = memory_mib << 20;
         // Page tables of the guest's memory, on the host and for KVM, are 1/256 of it in the worst case.
-        let bytes = guest + guest / 128 + OVERHEAD + volumes * VOLUME;
+        let bytes = guest + guest / 128 + OVERHEAD + volumes * VOLUME + networks * NETWORK;
         let memory = if self.version() == 1 { "memory.limit_in_bytes" } else { "memory.max" };
-        vec![format!("{memory}={bytes}"), format!("pids.max={}", vcpus + drives + volumes + THREADS)]
+        let processes = vcpus + drives + volumes + networks + THREADS;
+        vec![format!("{memory}={bytes}"), format!("pids.max={processes}")]
     }
 
     /// Every directory that the sandbox `id` may have.
@@ -196,18 +229,33 @@ mod tests {
         let found = Hierarchies::parse(V2, DEFAULT_PARENT.into());
         assert_eq!(found.version(), 2);
         assert_eq!(found.parents(), [PathBuf::from("/sys/fs/cgroup/husk")]);
-        let limits = found.limits(128, 2, [3, 0]);
+        let limits = found.limits(128, 2, [3, 0, 0]);
         assert_eq!(
             limits,
             [format!("memory.max={}", (128 << 20) + (1 << 20) + OVERHEAD), "pids.max=21".into()]
         );
-        let limits = found.limits(128, 2, [3, 2]);
+        let limits = found.limits(128, 2, [3, 2, 1]);
         assert_eq!(
             limits,
             [
-                format!("memory.max={}", (128 << 20) + (1 << 20) + OVERHEAD + (128 << 20)),
-                "pids.max=23".into()
+                format!("memory.max={}", (128 << 20) + (1 << 20) + OVERHEAD + (256 << 20)),
+                "pids.max=24".into()
             ]
+        );
+    }
+
+    #[test]
+    fn without_root_there_is_what_was_delegated() {
+        let below = |path: &'static str| {
+            let found = Hierarchies::parse(HYBRID, "husk-1".into());
+            found.below(|mount| Delegated::of(mount?, path)).parents()
+        };
+        assert_eq!(below("0::/a/b.scope"), [PathBuf::from("/sys/fs/cgroup/unified/a/b.scope/husk-1")]);
+        assert_eq!(below("0::/"), [PathBuf::from("/sys/fs/cgroup/unified/husk-1")]);
+        assert_eq!(
+            below("1:cpu:/x"),
+            [PathBuf::from("/sys/fs/cgroup/unified/husk-1")],
+            "refused when it is made"
         );
     }
 
@@ -215,7 +263,7 @@ mod tests {
     fn hybrid_limits_memory_where_memory_is() {
         let found = Hierarchies::parse(HYBRID, DEFAULT_PARENT.into());
         assert_eq!(found.version(), 1);
-        assert!(found.limits(128, 1, [1, 0])[0].starts_with("memory.limit_in_bytes="));
+        assert!(found.limits(128, 1, [1, 0, 0])[0].starts_with("memory.limit_in_bytes="));
         let directories: Vec<_> = found.directories("x").map(|path| path.display().to_string()).collect();
         assert_eq!(
             directories,

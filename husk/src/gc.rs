@@ -1,8 +1,8 @@
-//! Removes what dead sandboxes left: cgroups, jail directories, user ids, state.
+//! Removes what dead sandboxes left: cgroups, user ids, state.
 //!
-//! Owns the order in which things go (the state last, so that a collection that is killed is taken up by the next).
-//! Refuses to touch anything of a sandbox whose lock is held. Invariant: only names that Husk itself gives are removed,
-//! and jail directories only when they are empty, so that a mount that was left in one is never descended into.
+//! Owns the order in which things go (the state last, so that a collection that is killed is taken up by the next; a user id
+//! only when no process has it any more). Refuses to touch anything of a sandbox whose lock is held. Invariant: only names that
+//! Husk itself gives are removed.
 
 use crate::cgroup::Hierarchies;
 use crate::state::{State, check_id, discard, is_locked};
@@ -11,8 +11,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-/// Name of the directory that the jailer makes below its base: that of the program it executes.
-const JAILED_PROGRAM: &str = "husk-runtime";
 /// A registration under way becomes a sandbox within microseconds; one this old never will.
 const DRAFT_LIFETIME: Duration = Duration::from_secs(60);
 
@@ -25,12 +23,7 @@ pub(crate) struct Collected {
     pub(crate) failed: Vec<String>,
 }
 
-/// Where the jailer puts the jail of the sandbox `id`.
-pub(crate) fn jail_directory(state: &State, id: &str) -> PathBuf {
-    state.jail_base().join(JAILED_PROGRAM).join(id)
-}
-
-/// Removes everything of sandboxes that are dead. With `thorough`, cgroups and jails without any state are looked for
+/// Removes everything of sandboxes that are dead. With `thorough`, cgroups and user ids without any state are looked for
 /// too, not only sandboxes with a directory.
 pub(crate) fn collect(state: &State, hierarchies: &Hierarchies, thorough: bool) -> Collected {
     let mut collected = Collected::default();
@@ -49,35 +42,35 @@ pub(crate) fn collect(state: &State, hierarchies: &Hierarchies, thorough: bool) 
         }
     }
     if thorough {
-        let mut places = hierarchies.parents();
-        places.push(state.jail_base().join(JAILED_PROGRAM));
-        let found = places.iter().flat_map(|place| names(place));
+        let found = hierarchies.parents();
+        let found = found.iter().flat_map(|place| names(place));
         dead.extend(found.filter(|name| check_id(name).is_ok() && !state.lives(name)));
     }
-    let slots: Vec<(PathBuf, String)> = names(&state.slots())
-        .into_iter()
-        .map(|name| state.slots().join(name))
-        .filter_map(|path| {
-            Some((path.clone(), std::fs::read_link(&path).ok()?.into_os_string().into_string().ok()?))
-        })
-        .collect();
+    let slots = slots(state);
     if thorough {
-        dead.extend(
-            slots.iter().map(|(_, id)| id.clone()).filter(|id| check_id(id).is_ok() && !state.lives(id)),
-        );
+        let own = slots.iter().filter_map(|(_, owner)| id_of(state, owner));
+        dead.extend(own.filter(|id| check_id(id).is_ok() && !state.lives(id)));
     }
     for id in dead {
         let directory = state.sandboxes().join(&id);
         let had_state = directory.exists();
         // Held until its directory is gone: nobody can become this sandbox meanwhile.
         let Some(lock) = state.seize(&id) else { continue };
-        one(state, hierarchies, &id, &mut collected);
-        if let Some(socket) = state.record(&id).and_then(|record| record.vsock) {
+        let record = state.record(&id);
+        let elsewhere =
+            record.as_ref().and_then(|record| Some(hierarchies.with_parent(record.cgroup.as_ref()?)));
+        if !cgroups(elsewhere.as_ref().unwrap_or(hierarchies), &id, &mut collected) {
+            continue;
+        }
+        if let Some(elsewhere) = elsewhere {
+            elsewhere.remove_parent();
+        }
+        if let Some(socket) = record.and_then(|record| record.vsock) {
             note(&mut collected, socket.path(), socket.remove());
         }
-        for (path, _) in slots.iter().filter(|(_, owner)| *owner == id) {
+        for (path, owner) in slots.iter().filter(|(_, owner)| *owner == directory) {
             // A slot that was freed since it was listed may be another's by now.
-            if std::fs::read_link(path).is_ok_and(|owner| owner.as_os_str() == id.as_str()) {
+            if std::fs::read_link(path).is_ok_and(|now| now == *owner) {
                 note(&mut collected, path, std::fs::remove_file(path));
             }
         }
@@ -87,20 +80,45 @@ pub(crate) fn collect(state: &State, hierarchies: &Hierarchies, thorough: bool) 
         }
         drop(lock);
     }
+    if thorough {
+        forgotten(&slots, &mut collected);
+    }
     remove_parent(state, hierarchies);
     collected
 }
 
-/// Removes cgroups and jail of the sandbox `id`, which is dead or the caller's own.
-pub(crate) fn one(state: &State, hierarchies: &Hierarchies, id: &str, collected: &mut Collected) {
+/// Each user id in use: the link, and the directory of the sandbox that it leads to.
+fn slots(state: &State) -> Vec<(PathBuf, PathBuf)> {
+    let paths = names(state.slots()).into_iter().map(|name| state.slots().join(name));
+    paths.filter_map(|path| Some((path.clone(), std::fs::read_link(&path).ok()?))).collect()
+}
+
+/// The id of a sandbox of this state directory.
+fn id_of(state: &State, directory: &Path) -> Option<String> {
+    let own = directory.parent() == Some(state.sandboxes().as_path());
+    own.then(|| directory.file_name()?.to_str().map(str::to_owned)).flatten()
+}
+
+/// User ids of sandboxes whose whole state directory was removed. Those of others are theirs to collect, who know when the last
+/// process is gone.
+fn forgotten(slots: &[(PathBuf, PathBuf)], collected: &mut Collected) {
+    let gone = |owner: &Path| owner.parent().is_none_or(|sandboxes| !sandboxes.exists());
+    for (path, _) in slots.iter().filter(|(_, owner)| gone(owner)) {
+        note(collected, path, std::fs::remove_file(path));
+    }
+}
+
+/// Removes the cgroups of the sandbox `id`, which is dead or the caller's own, and ends what is in them; whether nothing of it
+/// is left there.
+pub(crate) fn cgroups(hierarchies: &Hierarchies, id: &str, collected: &mut Collected) -> bool {
     match hierarchies.remove(id) {
         Ok(removed) => collected.removed.extend(removed),
-        Err(error) => collected.failed.push(format!("cgroup {error}")),
+        Err(error) => {
+            collected.failed.push(format!("cgroup {error}"));
+            return false;
+        }
     }
-    let jail = jail_directory(state, id);
-    for directory in [jail.join("root"), jail] {
-        note(collected, &directory, std::fs::remove_dir(&directory));
-    }
+    true
 }
 
 /// Removes the parent cgroup of an unusual state directory, unless a sandbox is registered whose jailer may be about to
@@ -154,26 +172,24 @@ mod tests {
         dead.publish(&record).unwrap();
         drop(dead);
         std::mem::forget(listener);
-        for id in ["living", "dead", "stateless"] {
-            std::fs::create_dir_all(jail_directory(&state, id).join("root")).unwrap();
-        }
         std::fs::create_dir_all(state.sandboxes().join(".new-fresh-1")).unwrap();
         let collected = collect(&state, &hierarchies, false);
         assert!(collected.failed.is_empty(), "{:?}", collected.failed);
-        assert_eq!(collected.removed.len(), 5, "{:?}", collected.removed);
+        assert_eq!(collected.removed.len(), 3, "{:?}", collected.removed);
         assert!(!socket.exists());
-        assert!(!jail_directory(&state, "dead").exists() && jail_directory(&state, "stateless").exists());
         assert!(state.sandboxes().join(".new-fresh-1").exists());
+        // User ids of a sandbox of ours without a directory, of another state directory's, and of one that is gone.
+        let elsewhere = base.join("elsewhere/sandboxes/x");
+        std::fs::create_dir_all(elsewhere.parent().unwrap()).unwrap();
+        let owners = [state.sandboxes().join("stateless"), elsewhere, base.join("gone/sandboxes/x")];
+        for (uid, owner) in owners.iter().enumerate() {
+            std::os::unix::fs::symlink(owner, state.slots().join(uid.to_string())).unwrap();
+        }
         let collected = collect(&state, &hierarchies, true);
-        assert_eq!(collected.removed.len(), 2, "{:?}", collected.removed);
-        assert!(state.lives("living") && jail_directory(&state, "living").join("root").exists());
-        assert_eq!(std::fs::read_dir(state.slots()).unwrap().count(), 1);
-        // Something in a jail is never descended into.
-        std::fs::write(jail_directory(&state, "living").join("root/file"), "x").unwrap();
+        assert_eq!(collected.removed, [state.slots().join("0"), state.slots().join("2")]);
+        assert!(state.lives("living"));
+        assert_eq!(std::fs::read_dir(state.slots()).unwrap().count(), 2);
         drop(living);
-        let collected = collect(&state, &hierarchies, true);
-        assert_eq!(collected.failed.len(), 2, "{:?}", collected.failed);
-        assert!(jail_directory(&state, "living").join("root/file").exists());
         std::fs::remove_dir_all(base).unwrap();
     }
 }

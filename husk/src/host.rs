@@ -1,4 +1,4 @@
-//! What the machine must have before a sandbox can be: root, /dev/kvm with hardware behind it, memory, CPUs, huge pages.
+//! What the machine must have before a sandbox can be: /dev/kvm with hardware behind it, memory, CPUs, huge pages.
 //!
 //! Owns no state. Refuses early what would fail later with a worse message. Invariant: the only thing opened here that
 //! a sandbox keeps is /dev/kvm.
@@ -6,6 +6,7 @@
 use husk_protocol::control::Fault;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 const KVM: &str = "/dev/kvm";
@@ -13,9 +14,6 @@ const KVM: &str = "/dev/kvm";
 /// Why this machine cannot run the sandbox.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HostError {
-    /// Jails need root for now.
-    #[error("husk must be run as root to build jails; use sudo")]
-    NotRoot,
     /// No KVM.
     #[error(
         "/dev/kvm does not exist; load the module kvm_intel or kvm_amd and enable virtualization in the firmware, or run \
@@ -23,8 +21,8 @@ pub(crate) enum HostError {
     )]
     NoKvm,
     /// KVM, but not for this user.
-    #[error("no permission to open /dev/kvm; join the group kvm or use sudo")]
-    KvmPermission,
+    #[error("no permission to open /dev/kvm; {0}, or use sudo")]
+    KvmPermission(String),
     /// KVM cannot be opened.
     #[error("/dev/kvm cannot be opened: {0}")]
     Kvm(io::Error),
@@ -75,16 +73,11 @@ impl HostError {
     }
 }
 
-/// Root or not.
-pub(crate) fn check_user() -> Result<(), HostError> {
-    if rustix::process::geteuid().is_root() { Ok(()) } else { Err(HostError::NotRoot) }
-}
-
 /// Opens /dev/kvm if it can boot Linux.
 pub(crate) fn open_kvm() -> Result<File, HostError> {
     let kvm = OpenOptions::new().read(true).write(true).open(KVM).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => HostError::NoKvm,
-        io::ErrorKind::PermissionDenied => HostError::KvmPermission,
+        io::ErrorKind::PermissionDenied => HostError::KvmPermission(who_may()),
         _ => HostError::Kvm(error),
     })?;
     if cfg!(target_arch = "x86_64")
@@ -94,6 +87,30 @@ pub(crate) fn open_kvm() -> Result<File, HostError> {
         return Err(HostError::SoftwareKvm);
     }
     Ok(kvm)
+}
+
+/// What would give permission: the device's group, if the group may.
+fn who_may() -> String {
+    let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
+    let found = std::fs::metadata(KVM).ok().filter(|found| found.mode() & 0o060 == 0o060 && found.gid() != 0);
+    match found.map(|found| group_name(&groups, found.gid())) {
+        Some(group) => {
+            format!("it is the group {group}'s: join it (usermod -aG {group} USER, then a new login)")
+        }
+        None => {
+            "it is root's alone here: give it a group (chgrp kvm /dev/kvm && chmod 660 /dev/kvm)".to_owned()
+        }
+    }
+}
+
+/// The name of a group in /etc/group's text, or its number.
+fn group_name(groups: &str, gid: u32) -> String {
+    let name = groups.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)? == gid.to_string()).then(|| name.to_owned())
+    });
+    name.unwrap_or_else(|| gid.to_string())
 }
 
 /// Whether /proc/cpuinfo names Intel's or AMD's extension. No flags at all says nothing, so it passes.
@@ -150,6 +167,12 @@ mod tests {
         assert!(has_virtualization("flags\t\t: svm\n"));
         assert!(!has_virtualization("flags\t\t: fpu svm_lock\n"));
         assert!(has_virtualization("processor : 0\n"));
+    }
+
+    #[test]
+    fn a_group_is_called_by_its_name() {
+        let groups = "root:x:0:\nkvm:x:108:one,two\nnonsense\n";
+        assert_eq!((group_name(groups, 108).as_str(), group_name(groups, 7).as_str()), ("kvm", "7"));
     }
 
     #[test]

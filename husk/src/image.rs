@@ -128,7 +128,7 @@ impl Image {
     /// Opens `path` once; whatever the name leads to then is what the sandbox gets.
     pub(crate) fn open(what: &'static str, path: &Path, access: Access) -> Result<Self, ImageError> {
         let fail = |source| ImageError::Open { what, path: path.to_owned(), source };
-        // NONBLOCK: a FIFO must be refused, not waited for. It has no effect on what is accepted.
+        // NONBLOCK: a FIFO must be refused, not waited for. Taken off again from what is accepted.
         let opened = OpenOptions::new()
             .read(true)
             .write(access == Access::WritableDisk)
@@ -152,6 +152,9 @@ impl Image {
         if file_type.is_block_device() && access == Access::File {
             return Err(kind(what, path, "block device", access));
         }
+        let flags = rustix::fs::fcntl_getfl(&file).map_err(|errno| fail(errno.into()))?;
+        let blocking = flags - rustix::fs::OFlags::NONBLOCK;
+        rustix::fs::fcntl_setfl(&file, blocking).map_err(|errno| fail(errno.into()))?;
         let size = file.seek(SeekFrom::End(0)).map_err(fail)?;
         file.seek(SeekFrom::Start(0)).map_err(fail)?;
         if size == 0 {

@@ -3,6 +3,7 @@
 //! Owns no resource. Refuses nothing itself: `plan` does. Invariant: every field is what the caller said, or `None`
 //! where he said nothing, so that a configuration file can stand below it.
 
+use crate::isolation::Isolation;
 use crate::units;
 use husk_protocol::network::{AllowRule, GuestAddress};
 use husk_protocol::spec::IoEngine;
@@ -69,6 +70,8 @@ pub struct Options {
     pub entropy: bool,
     /// Refuse a host on which code of strangers is not safely kept apart.
     pub strict: bool,
+    /// What is done about a wall of the cell that this host does not permit.
+    pub isolation: Isolation,
     /// Program and arguments.
     pub command: Vec<OsString>,
 }
@@ -102,6 +105,7 @@ impl Default for Options {
             vsock: None,
             entropy: false,
             strict: false,
+            isolation: Isolation::Strict,
             command: Vec::new(),
         }
     }
@@ -110,15 +114,19 @@ impl Default for Options {
 /// A network card and what the guest does with it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NetworkOption {
-    /// Name of the tap on the host.
-    pub tap: String,
+    /// Name of the tap on the host; `None`: user mode, a passt of the sandbox's own makes the host's connections.
+    pub tap: Option<String>,
+    /// Pairs of queues of the card, as many as the tap is to have; `None`: one.
+    pub queues: Option<u64>,
     /// Where the guest may send to; empty: nowhere.
     pub allow: Vec<AllowRule>,
-    /// The guest's addresses, from which alone it may send; empty: it gets none, and may send from any.
+    /// The guest's addresses, from which alone it may send; empty: it gets none, and may send from any. In user mode at
+    /// most one a family, by default 10.0.2.15.
     pub addresses: Vec<GuestAddress>,
-    /// Where the guest sends what is not for its own networks; at most one a family.
+    /// Where the guest sends what is not for its own networks; at most one a family. In user mode one for each address.
     pub gateways: Vec<IpAddr>,
-    /// Name servers, for /etc/resolv.conf; they need a rule as well.
+    /// Name servers, for /etc/resolv.conf; they need a rule as well. In user mode by default one that forwards to the
+    /// host's; a rule for all IPv4 addresses lets it be asked.
     pub dns: Vec<IpAddr>,
 }
 

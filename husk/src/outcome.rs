@@ -48,6 +48,8 @@ pub(crate) struct Evidence {
     /// The kernel killed something in the cgroup for want of memory.
     pub(crate) out_of_memory: bool,
     pub(crate) was_ready: bool,
+    /// What the cell is without, and why.
+    pub(crate) missing: Vec<(String, String)>,
 }
 
 /// How a run ended.

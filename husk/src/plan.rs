@@ -17,7 +17,7 @@ pub(crate) use pmem::{kept as images, mounts, root as root_image};
 
 use crate::options::{Options, VolumeOption};
 use husk_protocol::exec::{Exec, User, WindowSize};
-use husk_protocol::network::{Mac, format_mac};
+use husk_protocol::network::Mac;
 use husk_protocol::spec::{
     BootProtocol, CacheType, ConsoleDevice, FileRef, HugePages, IoEngine, MAX_REFILL_MS, MAX_VOLUMES,
     RawConsole, RawDrive, RawPart, RawRateLimiter, RawSpec, RawTokenBucket, RawVolume,
@@ -166,8 +166,8 @@ pub(crate) struct Places {
     pub(crate) drives: Vec<u32>,
     /// Which part of its file the root is.
     pub(crate) root_part: Option<RawPart>,
-    /// Taps of the configuration, then that of the options, each with its MTU in bytes and an address of its own.
-    pub(crate) taps: Vec<(u32, u64, Mac)>,
+    /// Taps of the configuration, then the options' tap or stream, each with its MTU in bytes and an address of its own.
+    pub(crate) wires: Vec<(Vec<u32>, u64, Mac)>,
     /// Images in memory, in the order of [`images`] and then of the options.
     pub(crate) pmem: Vec<u32>,
     /// The sockets to the volumes' servers.
@@ -208,6 +208,7 @@ pub(crate) fn machine(options: &Options, base: &RawSpec) -> Result<RawSpec, Plan
         network::check(option)?;
         spec.network_interfaces.push(network::card(option));
     }
+    network::check_queues(&spec.network_interfaces, vcpus)?;
     memory::check_balloon(&spec)?;
     let machine = spec.machine_config.clone();
     memory::hotplug(options, &machine, &mut spec)?;
@@ -269,6 +270,8 @@ fn check_base(base: &RawSpec) -> Result<(), PlanError> {
     if let Some(index) = cards.clone().position(|card| card.tap.is_none() && card.host_dev_name.is_none()) {
         return Err(PlanError::NoTap(index));
     }
+    key(cards.clone().any(|card| card.stream.is_some()), "stream", "use --net user")?;
+    key(cards.clone().any(|card| !card.tap_queues.is_empty()), "tap_queues", "say how many in queues")?;
     let taps = cards.filter_map(|card| card.tap.as_ref());
     key(taps.clone().any(|tap| matches!(tap, FileRef::Path(_))), "tap", "name the tap in host_dev_name")?;
     let images = base.pmem.iter().map(|image| &image.path_on_host);
@@ -393,12 +396,7 @@ pub(crate) fn with_files(mut spec: RawSpec, options: &Options, places: &Places) 
         data.chain(mounted).zip(files).map(|(drive, path_on_host)| RawDrive { path_on_host, ..drive });
     spec.drives = root.into_iter().chain(drives).collect();
     spec.pmem = pmem::with_files(options, &spec, &places.pmem);
-    for (card, &(place, mtu, mac)) in spec.network_interfaces.iter_mut().zip(&places.taps) {
-        card.host_dev_name = None;
-        card.tap = Some(FileRef::Fd(place));
-        card.mtu.get_or_insert(mtu);
-        card.guest_mac.get_or_insert_with(|| format_mac(mac));
-    }
+    network::attach(&mut spec.network_interfaces, &places.wires);
     let volumes = options.volumes.iter().zip(&places.volumes).enumerate();
     spec.volumes = volumes.map(|(index, (volume, &place))| raw_volume(index, volume, place)).collect();
     if let Some(listener) = places.listener {

@@ -12,6 +12,7 @@ use crate::image::{Access, Image, ImageError};
 use crate::memfile::{self, MemoryFileError};
 use crate::options::Options;
 use crate::pack::{PackError, Packer, usual_cache};
+use crate::passt::{self, PasstError};
 use crate::plan::{self, FileNames, Places, PlanError};
 use crate::signals::Signals;
 use crate::tap::{self, TapError};
@@ -20,7 +21,7 @@ use crate::vsock::{Listener, VsockError};
 use husk_protocol::control::Fault;
 use husk_protocol::exec::{Mounts, Network};
 use husk_protocol::network::Mac;
-use husk_protocol::spec::{FileRef, HugePages, RawNetwork, RawPart, RawSpec};
+use husk_protocol::spec::{FileRef, HugePages, RawPart, RawSpec};
 use rustix::fs::OFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -58,6 +59,9 @@ pub(crate) enum PrepareError {
     /// A tap.
     #[error(transparent)]
     Tap(#[from] TapError),
+    /// The network's passt.
+    #[error(transparent)]
+    Passt(#[from] PasstError),
     /// A directory of the host.
     #[error(transparent)]
     Volume(#[from] VolumeError),
@@ -79,7 +83,9 @@ impl PrepareError {
             Self::Tap(error) => error.fault(),
             Self::Image(error) => error.fault(),
             Self::Pack(error) => error.fault(),
-            Self::Unsafe(_) | Self::Asset(_) | Self::Memory(_) | Self::Descriptors(_) => Fault::Host,
+            Self::Unsafe(_) | Self::Asset(_) | Self::Memory(_) | Self::Passt(_) | Self::Descriptors(_) => {
+                Fault::Host
+            }
         }
     }
 }
@@ -106,6 +112,8 @@ pub(crate) struct Prepared {
     pub(crate) volumes: Vec<Volume>,
     /// The program that serves them, if there are any.
     pub(crate) volume_server: Option<PathBuf>,
+    /// What is the network in user mode.
+    pub(crate) passt: Option<passt::Parts>,
     /// Path of the vsock socket.
     pub(crate) vsock: Option<PathBuf>,
     pub(crate) told: Told,
@@ -130,6 +138,9 @@ pub(crate) struct Manner<'a> {
     pub(crate) talkative: bool,
 }
 
+/// The places of a card's files, its MTU in bytes and its Ethernet address.
+type Wire = (Vec<u32>, u64, Mac);
+
 /// Files that go to the cell.
 #[derive(Debug, Default)]
 struct Files(Vec<OwnedFd>);
@@ -143,6 +154,15 @@ impl Files {
 
 /// Prepares what `options` ask for.
 pub(crate) fn prepare(options: &Options, manner: Manner<'_>) -> Result<Prepared, PrepareError> {
+    let user = options.network.as_ref().filter(|network| network.tap.is_none()).map(passt::with_defaults);
+    match user {
+        Some(network) => open_all(&Options { network: Some(network), ..options.clone() }, manner),
+        None => open_all(options, manner),
+    }
+}
+
+/// Opens what `options`, which leave nothing open, ask for.
+fn open_all(options: &Options, manner: Manner<'_>) -> Result<Prepared, PrepareError> {
     let base = options.config.as_deref().map(config::read).transpose()?.unwrap_or_default();
     let spec = plan::machine(options, &base)?;
     let mut files = Files::default();
@@ -165,9 +185,9 @@ pub(crate) fn prepare(options: &Options, manner: Manner<'_>) -> Result<Prepared,
     let volume_server = (!options.volumes.is_empty()).then(|| assets.volume_server()).transpose()?;
     let (volumes, sockets) = open_volumes(options, &mut files)?;
 
-    let taps = open_taps(&spec, &mut files)?;
+    let (wires, passt) = open_network(&spec, options, &mut files)?;
     // The options' card is the last.
-    let network = options.network.as_ref().zip(taps.last());
+    let network = options.network.as_ref().zip(wires.last());
     let network = network.map(|(option, &(_, mtu, mac))| plan::network(option, mac, mtu));
     let (channel, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     let exec = files.add(theirs);
@@ -181,7 +201,7 @@ pub(crate) fn prepare(options: &Options, manner: Manner<'_>) -> Result<Prepared,
         root,
         root_part: root_part.flatten(),
         drives,
-        taps,
+        wires,
         pmem,
         volumes: sockets,
         exec,
@@ -200,6 +220,7 @@ pub(crate) fn prepare(options: &Options, manner: Manner<'_>) -> Result<Prepared,
         listener,
         volumes,
         volume_server,
+        passt,
         vsock,
         told,
         names: FileNames::of(options, &base),
@@ -208,7 +229,6 @@ pub(crate) fn prepare(options: &Options, manner: Manner<'_>) -> Result<Prepared,
 
 /// /dev/kvm, if this caller and this machine may run sandboxes.
 fn open_kvm(options: &Options) -> Result<File, PrepareError> {
-    host::check_user()?;
     let kvm = host::open_kvm()?;
     if options.strict {
         doctor::refuse_if_unsafe()?;
@@ -304,17 +324,41 @@ fn open_root(
     Ok((image.file, None))
 }
 
-/// The tap of each card, with its MTU in bytes and an Ethernet address that nobody else is likely to have.
-fn open_taps(spec: &RawSpec, files: &mut Files) -> Result<Vec<(u32, u64, Mac)>, PrepareError> {
-    let open = |card: &RawNetwork| {
-        let tap = tap::open(card.host_dev_name.as_deref().unwrap_or_default())?;
+/// The cards' wires, and the passt of the one that has no tap.
+fn open_network(
+    spec: &RawSpec,
+    options: &Options,
+    files: &mut Files,
+) -> Result<(Vec<Wire>, Option<passt::Parts>), PrepareError> {
+    let (wires, socket) = open_wires(spec, files)?;
+    let passt = match (socket, &options.network) {
+        (Some(socket), Some(option)) => Some((passt::program()?, passt::arguments(option), socket)),
+        _ => None,
+    };
+    Ok((wires, passt))
+}
+
+/// A wire for each card, with its MTU in bytes and an Ethernet address that nobody else is likely to have: a tap, or a socket
+/// whose other end is returned. At most one card, the options', is without a tap.
+fn open_wires(spec: &RawSpec, files: &mut Files) -> Result<(Vec<Wire>, Option<OwnedFd>), PrepareError> {
+    let mut socket = None;
+    let mut wires = Vec::with_capacity(spec.network_interfaces.len());
+    for card in &spec.network_interfaces {
+        let (open, mtu) = match &card.host_dev_name {
+            Some(name) => tap::open(name, card.queues.unwrap_or(1)).map(|tap| (tap.files, tap.mtu))?,
+            None => {
+                let (ours, passts) = passt::socket()?;
+                socket = Some(passts);
+                (vec![ours], passt::MTU)
+            }
+        };
         let mut mac = Mac::default();
         crate::state::random(&mut mac).map_err(PrepareError::Descriptors)?;
         // A single card's (bit 0), by nobody's order but ours (bit 1).
         mac[0] = mac[0] & !1 | 2;
-        Ok((files.add(tap.file), tap.mtu, mac))
-    };
-    spec.network_interfaces.iter().map(open).collect()
+        wires.push((open.into_iter().map(|file| files.add(file)).collect(), mtu, mac));
+    }
+    Ok((wires, socket))
 }
 
 /// The configuration's drives, whatever is on them, then those that the guest is told to mount.

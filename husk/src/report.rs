@@ -3,6 +3,7 @@
 //! Owns the shape of the result object. Refuses nothing. Invariant: every text in it is printable and bounded, because
 //! it went through [`crate::text`] where it came from outside.
 
+use crate::isolation::{Isolation, Walls};
 use crate::outcome::Outcome;
 use crate::sys::ChildEnd;
 use crate::timeline::Timeline;
@@ -36,6 +37,10 @@ pub struct Report {
     pub landlock: Option<Landlock>,
     /// What it used.
     pub resources: Resources,
+    /// Its walls.
+    pub walls: Walls,
+    /// What was to be done about walls that cannot be.
+    pub isolation: Isolation,
     /// Writable drives that were not unmounted cleanly, each `serial: reason`.
     pub unclean: Vec<String>,
     /// What was asked for and was not to be had here; the machine did without.
@@ -56,6 +61,8 @@ impl Report {
             timeline,
             landlock: None,
             resources: Resources::default(),
+            walls: Walls::default(),
+            isolation: Isolation::Strict,
             unclean: Vec::new(),
             degraded: Vec::new(),
             console_tail: Vec::new(),
@@ -96,6 +103,7 @@ impl Report {
                 "host_peak_memory_bytes": self.resources.peak_memory,
             },
             "balloon": self.balloon(),
+            "isolation": self.walls.json(),
             "unclean": self.unclean,
             "degraded": self.degraded,
             "console_tail": self.console_tail,
@@ -138,6 +146,9 @@ impl Report {
                     writeln!(out, "console: {line}")?;
                 }
             }
+        }
+        if let Some(line) = self.walls.line().filter(|_| self.isolation == Isolation::BestEffort) {
+            writeln!(out, "husk: {line}")?;
         }
         for drive in &self.unclean {
             writeln!(out, "husk: not unmounted cleanly: drive {drive}")?;
@@ -185,6 +196,7 @@ mod tests {
             "landlock",
             "resources",
             "balloon",
+            "isolation",
             "unclean",
             "degraded",
             "console_tail",
@@ -223,5 +235,15 @@ mod tests {
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines[..3], ["husk: the guest kernel panicked", "console: one", "console: two"]);
         assert!(lines[3].starts_with("husk: ") && lines[3].contains("planned"), "{}", lines[3]);
+        let mut report = report();
+        report.walls.miss("cgroup", "x");
+        let told = |report: &Report| {
+            let mut out = Vec::new();
+            report.tell(&mut out, false).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        assert!(!told(&report).contains("without cgroup"), "what is missing by order is told");
+        report.isolation = Isolation::BestEffort;
+        assert!(told(&report).contains("husk: the sandbox is without cgroup (x)\n"));
     }
 }

@@ -7,13 +7,16 @@ use crate::cgroup::Hierarchies;
 use crate::change::Desk;
 use crate::control::{self, ControlError};
 use crate::gc::{self, Collected};
+use crate::isolation::Isolation;
 use crate::options::{DriveOption, NetworkOption, Options, VolumeOption};
 use crate::outcome::{Evidence, Outcome, judge};
 use crate::pack::PackError;
+use crate::passt::{self, Passt};
 use crate::plan;
 use crate::prepare::{Manner, PrepareError, Prepared, Told, prepare};
 use crate::pump::{Cell, Limits, Pump};
 use crate::report::{Report, Resources};
+use crate::rootless::{self, DelegationError};
 use crate::session::{SESSION, Session, SessionError, Stdio};
 use crate::signals::Signals;
 use crate::spawn::{self, JailerOrder, Process, SpawnError, VolumeOrder};
@@ -21,12 +24,12 @@ use crate::state::{DriveRecord, Record, Registration, State, StateError, check_i
 use crate::terminal::{self, RawTerminal, TerminalError};
 use crate::timeline::{Timeline, now_ns, realtime_ns};
 use crate::volume::{Start, Volumes};
-use husk_protocol::control::{Fault, Stage, ToCell};
+use husk_protocol::control::{Fault, Landlock, Stage, ToCell};
 use husk_protocol::exec::{Frame, Hello, Identity, VERSION, WindowSize};
 use husk_protocol::spec::{IoEngine, RawDrive};
 use std::ffi::OsString;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Bytes of the command that `husk ps` shows.
@@ -43,6 +46,9 @@ pub(crate) enum SandboxError {
     /// The state directory.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The cgroup of somebody who is not root.
+    #[error(transparent)]
+    Delegation(#[from] DelegationError),
     /// The terminal.
     #[error(transparent)]
     Terminal(#[from] TerminalError),
@@ -65,10 +71,9 @@ impl SandboxError {
             Self::Prepare(error) => error.fault(),
             Self::State(error) => error.fault(),
             Self::Terminal(_) => Fault::Operator,
-            Self::Session(SessionError::TooLong(_)) | Self::Control(ControlError::TooLong(_)) => {
-                Fault::Operator
-            }
-            Self::Control(_) | Self::Session(_) | Self::Spawn(_) => Fault::Host,
+            Self::Session(SessionError::TooLong(_))
+            | Self::Control(ControlError::TooLong(_) | ControlError::TooManyFiles(_)) => Fault::Operator,
+            Self::Delegation(_) | Self::Control(_) | Self::Session(_) | Self::Spawn(_) => Fault::Host,
         }
     }
 
@@ -162,6 +167,13 @@ impl<'a> Sandbox<'a> {
         self
     }
 
+    /// What is done about a wall of the cell that this host does not permit.
+    #[must_use]
+    pub fn isolation(mut self, isolation: Isolation) -> Self {
+        self.options.isolation = isolation;
+        self
+    }
+
     /// Signals that end the sandbox, or are passed on. Without them the caller's own handling stands.
     #[must_use]
     pub fn signals(mut self, signals: &'a Signals) -> Self {
@@ -205,8 +217,18 @@ impl<'a> Sandbox<'a> {
         };
         let manner = Manner { signals: self.signals, talkative: self.talkative };
         let prepared = prepare(&self.options, manner)?;
+        report.isolation = self.options.isolation;
+        report.walls.rootless = !rootless::is_root();
         let state = State::usual();
-        let hierarchies = Hierarchies::of_this_machine(state.cgroup_parent());
+        let hierarchies = Hierarchies::of(&state);
+        if report.walls.rootless
+            && let Err(error) = rootless::divide(hierarchies.unified())
+        {
+            if self.options.isolation == Isolation::Strict {
+                return Err(error.into());
+            }
+            report.walls.miss("cgroup", &error.to_string());
+        }
         gc::collect(&state, &hierarchies, false);
         let registration = state.register(&match &self.options.id {
             Some(id) => id.clone(),
@@ -227,11 +249,9 @@ impl<'a> Sandbox<'a> {
         streams: Streams<'_, '_>,
         report: &mut Report,
     ) -> Result<(), SandboxError> {
-        let directory = place.registration.directory();
-        let desk =
-            Desk::open(directory).map_err(|source| StateError::Io { path: directory.to_owned(), source })?;
-        place.registration.publish(&self.record(&prepared, &place.registration))?;
-        let order = place.order(&prepared);
+        let desk = open_desk(place.registration.directory())?;
+        place.registration.publish(&self.record(&prepared, place))?;
+        let order = place.order(&prepared, self.options.isolation);
         let (mut control, theirs) = control::pair()?;
         // Asked for once the guest is ready: making memory its own costs it time, which its boot is not to take.
         let hotplug = prepared.spec.memory_hotplug.as_mut();
@@ -256,8 +276,11 @@ impl<'a> Sandbox<'a> {
                 parent_cgroup: order.parent_cgroup.clone(),
                 limits: order.limits.clone(),
                 writable: false,
+                rootless: order.uid.is_none(),
+                isolation: order.isolation,
             },
         });
+        let passt = prepared.passt.map(|parts| passt::Start::new(parts, prepared.jailer.clone(), &order));
         let (jailer, stderr) = spawn::jailer(&prepared.jailer, order.arguments(), vec![theirs])?;
         let cell = Cell { jailer, jailer_stderr: Some(stderr), runtime: None };
         let writable = plan::writable_drives(&self.options);
@@ -274,10 +297,15 @@ impl<'a> Sandbox<'a> {
         pump.memory = memory.filter(|&mib| mib > 0);
         pump.desk = Some(desk);
         pump.volumes = Volumes::new(prepared.volumes, start);
+        pump.passt = Passt::new(passt);
         pump.run();
         report.warnings.extend(std::mem::take(&mut pump.volumes).finish());
+        report.warnings.extend(std::mem::take(&mut pump.passt).finish());
         report.timeline = pump.timeline;
         let runtime = pump.cell.runtime.take();
+        for (part, why) in &pump.evidence.missing {
+            report.walls.miss(part, why);
+        }
         place.take_stock(runtime.as_ref(), &mut pump.evidence, &writable, report);
         prepared.names.explain(&mut report.outcome, pump.evidence.was_ready);
         drop(prepared.listener);
@@ -306,7 +334,8 @@ impl<'a> Sandbox<'a> {
         Ok(())
     }
 
-    fn record(&self, prepared: &Prepared, registration: &Registration) -> Record {
+    fn record(&self, prepared: &Prepared, place: &Place) -> Record {
+        let registration = &place.registration;
         let mut room = SHOWN_COMMAND;
         let mut shown = |argument: &OsString| {
             let text: String = argument.to_string_lossy().chars().take(room).collect();
@@ -323,6 +352,7 @@ impl<'a> Sandbox<'a> {
             booted_mib: prepared.spec.machine_config.mem_size_mib,
             command: self.options.command.iter().take(SHOWN_COMMAND).map(&mut shown).collect(),
             drives: prepared.spec.drives.iter().map(drive_record).collect(),
+            cgroup: (!rootless::is_root()).then(|| place.hierarchies.parent().to_owned()),
             vsock: prepared.listener.as_ref().map(|listener| listener.name().clone()),
         }
     }
@@ -351,6 +381,10 @@ fn threads(engine: IoEngine) -> u64 {
 }
 
 /// Where a sandbox leaves traces.
+fn open_desk(directory: &Path) -> Result<Desk, StateError> {
+    Desk::open(directory).map_err(|source| StateError::Io { path: directory.to_owned(), source })
+}
+
 struct Place {
     state: State,
     hierarchies: Hierarchies,
@@ -358,19 +392,20 @@ struct Place {
 }
 
 impl Place {
-    fn order(&self, prepared: &Prepared) -> JailerOrder {
+    fn order(&self, prepared: &Prepared, isolation: Isolation) -> JailerOrder {
         let (machine, registration) = (&prepared.spec.machine_config, &self.registration);
         let drives = prepared.spec.drives.iter().map(|drive| threads(drive.io_engine)).sum();
         let volumes = u64::try_from(prepared.spec.volumes.len()).unwrap_or(u64::MAX);
         let memory = plan::most_memory_mib(&prepared.spec);
+        let networks = u64::from(prepared.passt.is_some());
         JailerOrder {
             id: registration.id.clone(),
-            uid: registration.uid,
+            uid: rootless::is_root().then_some(registration.uid),
             runtime: prepared.runtime.clone(),
-            jail_base: self.state.jail_base(),
             parent_cgroup: self.hierarchies.parent().to_owned(),
-            limits: self.hierarchies.limits(memory, machine.vcpu_count, [drives, volumes]),
+            limits: self.hierarchies.limits(memory, machine.vcpu_count, [drives, volumes, networks]),
             cpus: prepared.spec.placement.as_ref().map(|placement| placement.pin.clone()).unwrap_or_default(),
+            isolation,
         }
     }
 
@@ -389,6 +424,9 @@ impl Place {
             evidence.ended.as_ref().map(|ended| ended.console_tail.clone()).unwrap_or_default();
         report.landlock = evidence.landlock;
         report.degraded = std::mem::take(&mut evidence.degraded);
+        if evidence.landlock == Some(Landlock::Absent) {
+            report.walls.miss("landlock", "this kernel has none, or it is off");
+        }
         report.mid_line = evidence.heard.mid_line;
         let guest = evidence.heard.report.clone();
         report.unclean = match &guest {
@@ -420,11 +458,13 @@ impl Place {
             }
         }
         let mut collected = Collected::default();
-        gc::one(&self.state, &self.hierarchies, &registration.id, &mut collected);
-        report.warnings.extend(collected.failed);
-        if let Err(error) = registration.remove() {
+        // What may still have processes keeps its user id, and is collected later.
+        if gc::cgroups(&self.hierarchies, &registration.id, &mut collected)
+            && let Err(error) = registration.remove()
+        {
             report.warnings.push(error.to_string());
         }
+        report.warnings.extend(collected.failed);
         gc::remove_parent(&self.state, &self.hierarchies);
         report.timeline.mark(Stage::Gone);
     }

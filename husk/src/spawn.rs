@@ -4,6 +4,7 @@
 //! Invariant: only these two children are ever waited for; other children of the program that uses this library are
 //! its own.
 
+use crate::isolation::Isolation;
 use crate::sys::{self, ChildEnd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -19,7 +20,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 /// Descriptor at which jailer and runtime find the control socket; what else is handed over lies behind it.
-const CONTROL_FD: i32 = 3;
+pub(crate) const CONTROL_FD: i32 = 3;
 /// Descriptors at which a volume's jailer finds the directory and the socket that it is served on.
 const VOLUME_FDS: [i32; 2] = [CONTROL_FD + 1, CONTROL_FD + 2];
 /// Files that a volume's server may have open: what the guest knows of, and what it has opened.
@@ -125,29 +126,42 @@ impl Drop for Process {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct JailerOrder {
     pub(crate) id: String,
-    /// User and group.
-    pub(crate) uid: u32,
+    /// User and group, if they are not the caller's.
+    pub(crate) uid: Option<u32>,
     pub(crate) runtime: PathBuf,
-    pub(crate) jail_base: PathBuf,
     /// The cgroup below which the sandbox's is made.
     pub(crate) parent_cgroup: String,
     /// `FILE=VALUE`.
     pub(crate) limits: Vec<String>,
     /// CPUs of the cpuset; empty: all.
     pub(crate) cpus: Vec<u32>,
+    pub(crate) isolation: Isolation,
+}
+
+/// What the jailer is told alike of a sandbox, of its volumes and of its network.
+pub(crate) fn walls(isolation: Isolation, rootless: bool) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = Vec::new();
+    if isolation == Isolation::BestEffort {
+        arguments.extend(["--isolation".into(), "best-effort".into()]);
+    }
+    if rootless {
+        // No other is ever delegated.
+        arguments.extend(["--cgroup-version".into(), "2".into()]);
+    }
+    arguments
 }
 
 impl JailerOrder {
     /// The jailer's arguments.
     pub(crate) fn arguments(&self) -> Vec<OsString> {
-        let uid = self.uid.to_string();
-        let mut arguments: Vec<OsString> = Vec::new();
+        let mut arguments = walls(self.isolation, self.uid.is_none());
         let mut option = |name: &str, value: OsString| arguments.extend([name.into(), value]);
         option("--id", self.id.clone().into());
-        option("--uid", uid.clone().into());
-        option("--gid", uid.into());
+        if let Some(uid) = self.uid {
+            option("--uid", uid.to_string().into());
+            option("--gid", uid.to_string().into());
+        }
         option("--exec-file", self.runtime.clone().into());
-        option("--chroot-base-dir", self.jail_base.clone().into());
         option("--parent-cgroup", self.parent_cgroup.clone().into());
         for limit in &self.limits {
             option("--cgroup", limit.into());
@@ -175,12 +189,15 @@ pub(crate) struct VolumeOrder {
     /// `FILE=VALUE`, as for the sandbox: by them its cgroups are found.
     pub(crate) limits: Vec<String>,
     pub(crate) writable: bool,
+    /// The server is the caller, who is not root, and so is whatever it makes.
+    pub(crate) rootless: bool,
+    pub(crate) isolation: Isolation,
 }
 
 impl VolumeOrder {
     /// The jailer's arguments.
     pub(crate) fn arguments(&self) -> Vec<OsString> {
-        let mut arguments: Vec<OsString> = Vec::new();
+        let mut arguments = walls(self.isolation, self.rootless);
         let mut option = |name: &str, value: OsString| arguments.extend([name.into(), value]);
         option("--id", self.id.clone().into());
         option("--exec-file", self.server.clone().into());
@@ -193,8 +210,11 @@ impl VolumeOrder {
         option("--volume-socket-fd", VOLUME_FDS[1].to_string().into());
         option("--control-fd", CONTROL_FD.to_string().into());
         if self.writable {
-            arguments.extend(["--volume-writable".into(), "--".into(), "rw".into()]);
+            arguments.push("--volume-writable".into());
         }
+        arguments.push("--".into());
+        arguments.extend(self.writable.then(|| "rw".into()));
+        arguments.extend(self.rootless.then(|| "single-owner".into()));
         arguments
     }
 }
@@ -261,12 +281,12 @@ mod tests {
     fn order() -> JailerOrder {
         JailerOrder {
             id: "one".into(),
-            uid: 7,
+            uid: Some(7),
             runtime: "/lib/husk-runtime".into(),
-            jail_base: "/run/husk/jail".into(),
             parent_cgroup: "husk".into(),
             limits: vec!["pids.max=3".into()],
             cpus: vec![3, 1, 3],
+            isolation: Isolation::Strict,
         }
     }
 
@@ -275,8 +295,13 @@ mod tests {
         let text: Vec<String> = order().arguments().into_iter().map(|a| a.into_string().unwrap()).collect();
         assert_eq!(
             text.join(" "),
-            "--id one --uid 7 --gid 7 --exec-file /lib/husk-runtime --chroot-base-dir /run/husk/jail \
-             --parent-cgroup husk --cgroup pids.max=3 --cpus 1,3 --control-fd 3 --"
+            "--id one --uid 7 --gid 7 --exec-file /lib/husk-runtime --parent-cgroup husk --cgroup pids.max=3 \
+             --cpus 1,3 --control-fd 3 --"
+        );
+        let rootless = JailerOrder { uid: None, isolation: Isolation::BestEffort, ..order() };
+        let text: Vec<String> = rootless.arguments().into_iter().map(|a| a.into_string().unwrap()).collect();
+        assert!(
+            text.join(" ").starts_with("--isolation best-effort --cgroup-version 2 --id one --exec-file")
         );
     }
 
@@ -330,6 +355,8 @@ mod tests {
             parent_cgroup: "husk".into(),
             limits: vec!["pids.max=3".into()],
             writable: true,
+            rootless: false,
+            isolation: Isolation::Strict,
         };
         let text: Vec<String> = order.arguments().into_iter().map(|a| a.into_string().unwrap()).collect();
         assert_eq!(

@@ -1,10 +1,13 @@
-//! What is known on disk about sandboxes that live: `/run/husk`.
+//! What is known on disk about sandboxes that live: `/run/husk`, or a directory of the user's own.
 //!
-//! Owns the layout (`sandboxes/<id>/{lock,state.json,socket}`, `slots/<n>`, `jail/`), ids and the uid of each sandbox.
-//! Refuses an id that is taken. Invariant: a sandbox lives exactly as long as someone holds its lock; everything under a
-//! free lock may be removed by anyone.
+//! Owns the layout (`sandboxes/<id>/{lock,state.json,socket}`, `/run/husk/slots/<uid>`), ids and the uid of each sandbox. Refuses an id
+//! that is taken, and a directory that others could change. Invariant: a sandbox lives exactly as long as someone holds its
+//! lock; everything under a free lock may be removed by anyone. A uid is one sandbox's on this machine, whatever the state
+//! directory, until nothing of it is left.
 
 use crate::cgroup::DEFAULT_PARENT;
+use crate::rootless;
+use crate::uids;
 use crate::vsock::SocketName;
 use husk_protocol::control::Fault;
 use rustix::fs::{FlockOperation, RenameFlags, flock, renameat_with};
@@ -19,11 +22,6 @@ use std::path::{Path, PathBuf};
 pub(crate) const STATE_VARIABLE: &str = "HUSK_STATE";
 /// Where the state is kept.
 const STATE: &str = "/run/husk";
-/// First of the user ids that sandboxes run under; uid and gid are the same number. Neither systemd nor the usual
-/// subordinate ranges hand out numbers from here.
-pub(crate) const FIRST_UID: u32 = 1_900_000_000;
-/// Sandboxes that can live at one time.
-pub(crate) const SLOTS: u32 = 16_384;
 /// Longest id: it becomes the guest's host name.
 pub(crate) const LONGEST_ID: usize = 64;
 
@@ -46,9 +44,17 @@ pub(crate) enum StateError {
     /// Taken.
     #[error("id {0} is in use; husk ps lists the sandboxes")]
     Taken(String),
-    /// All user ids are in use.
-    #[error("all {SLOTS} user ids for sandboxes are in use; husk gc frees those of dead ones")]
-    NoSlot,
+    /// Others could change it.
+    #[error("state {}: must be a directory of user {uid}, writable by nobody else", path.display())]
+    Shared {
+        /// Which.
+        path: PathBuf,
+        /// Whose it must be.
+        uid: u32,
+    },
+    /// No user id.
+    #[error(transparent)]
+    Uid(#[from] uids::UidError),
     /// No such sandbox.
     #[error("no sandbox's id begins with {0:?}; husk ps lists the sandboxes")]
     Unknown(String),
@@ -66,7 +72,9 @@ impl StateError {
     pub(crate) fn fault(&self) -> Fault {
         match self {
             Self::Id(_) | Self::Taken(_) | Self::Unknown(_) | Self::Ambiguous(..) => Fault::Operator,
-            Self::Io { .. } | Self::NoSlot | Self::Random(_) => Fault::Host,
+            Self::Shared { .. } => Fault::Operator,
+            Self::Uid(error) => error.fault(),
+            Self::Io { .. } | Self::Random(_) => Fault::Host,
         }
     }
 }
@@ -94,6 +102,9 @@ pub(crate) struct Record {
     /// Its drives, in the guest's order.
     #[serde(default)]
     pub drives: Vec<DriveRecord>,
+    /// The cgroup below which its own is, if not the state directory's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<String>,
     /// Its vsock socket on the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock: Option<SocketName>,
@@ -114,15 +125,17 @@ pub(crate) struct DriveRecord {
 #[derive(Debug, Clone)]
 pub(crate) struct State {
     base: PathBuf,
+    slots: PathBuf,
 }
 
 /// A sandbox's place in the state directory, for as long as this lives.
 #[derive(Debug)]
 pub(crate) struct Registration {
     pub(crate) id: String,
+    /// User and group id that it runs under; without root the caller's.
     pub(crate) uid: u32,
     directory: PathBuf,
-    slot: PathBuf,
+    slot: Option<PathBuf>,
     _lock: File,
 }
 
@@ -163,16 +176,18 @@ fn directory(path: &Path, mode: u32) -> Result<(), StateError> {
 }
 
 impl State {
-    /// $HUSK_STATE, or /run/husk.
+    /// $HUSK_STATE, or /run/husk; without root a directory of the user's own.
     pub(crate) fn usual() -> Self {
-        let base = std::env::var_os(STATE_VARIABLE).filter(|value| !value.is_empty());
-        Self { base: base.map_or_else(|| PathBuf::from(STATE), PathBuf::from) }
+        let named = std::env::var_os(STATE_VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let usual = || if rootless::is_root() { PathBuf::from(STATE) } else { rootless::state_directory() };
+        let base = named.unwrap_or_else(usual);
+        Self { base: std::path::absolute(&base).unwrap_or(base), slots: Path::new(STATE).join("slots") }
     }
 
     /// A state directory at `base`.
     #[cfg(test)]
     pub(crate) fn at(base: &Path) -> Self {
-        Self { base: base.to_owned() }
+        Self { base: base.to_owned(), slots: base.join("slots") }
     }
 
     /// Where it is.
@@ -180,16 +195,10 @@ impl State {
         &self.base
     }
 
-    /// Where the jailer makes its directories.
-    pub(crate) fn jail_base(&self) -> PathBuf {
-        self.base.join("jail")
-    }
-
     /// Name of the cgroup below which this state's sandboxes have theirs: another state's are never taken for dead ones
     /// of this.
     pub(crate) fn cgroup_parent(&self) -> String {
-        let path: PathBuf =
-            std::path::absolute(&self.base).unwrap_or_else(|_| self.base.clone()).components().collect();
+        let path: PathBuf = self.base.components().collect();
         if path == Path::new(STATE) {
             return DEFAULT_PARENT.to_owned();
         }
@@ -206,26 +215,44 @@ impl State {
         self.base.join("sandboxes")
     }
 
-    /// Directory of the user ids in use; each entry is a symbolic link whose target is the sandbox's id.
-    pub(crate) fn slots(&self) -> PathBuf {
-        self.base.join("slots")
+    /// Directory of the user ids in use, of all state directories; each entry is a symbolic link to the sandbox's directory.
+    pub(crate) fn slots(&self) -> &Path {
+        &self.slots
     }
 
     /// Registers a sandbox under `id` and gives it a user id of its own.
     pub(crate) fn register(&self, id: &str) -> Result<Registration, StateError> {
         check_id(id)?;
-        directory(&self.base, 0o755)?;
-        directory(&self.sandboxes(), 0o700)?;
-        directory(&self.slots(), 0o700)?;
-        directory(&self.jail_base(), 0o755)?;
+        self.make()?;
         let (directory, lock) = self.claim(id)?;
-        match self.slot(id) {
+        match self.user(&directory) {
             Ok((uid, slot)) => Ok(Registration { id: id.to_owned(), uid, directory, slot, _lock: lock }),
             Err(error) => {
                 let _ = discard(&directory);
                 Err(error)
             }
         }
+    }
+
+    /// Makes the directories, if they are not there.
+    fn make(&self) -> Result<(), StateError> {
+        let uid = rustix::process::geteuid().as_raw();
+        directory(&self.base, if rootless::is_root() { 0o755 } else { 0o700 })?;
+        let found = std::fs::symlink_metadata(&self.base).map_err(io_error(&self.base))?;
+        if !found.is_dir() || found.uid() != uid || found.mode() & 0o022 != 0 {
+            return Err(StateError::Shared { path: self.base.clone(), uid });
+        }
+        directory(&self.sandboxes(), 0o700)
+    }
+
+    /// Whom the sandbox in `directory` runs as.
+    fn user(&self, directory: &Path) -> Result<(u32, Option<PathBuf>), StateError> {
+        if !rootless::is_root() {
+            return Ok((rustix::process::geteuid().as_raw(), None));
+        }
+        self::directory(&self.slots, 0o700)?;
+        let (uid, slot) = uids::take(&self.slots, uids::Range::usual()?, directory)?;
+        Ok((uid, Some(slot)))
     }
 
     /// Makes the directory with its lock held already, so that nobody ever sees it with a free one.
@@ -259,23 +286,6 @@ impl State {
                 })
             }
         }
-    }
-
-    fn slot(&self, id: &str) -> Result<(u32, PathBuf), StateError> {
-        let mut start = [0_u8; 4];
-        random(&mut start).map_err(StateError::Random)?;
-        // From a random place, so that many at once do not try the same ones.
-        let start = u32::from_le_bytes(start) % SLOTS;
-        for offset in 0..SLOTS {
-            let number = (start + offset) % SLOTS;
-            let path = self.slots().join(number.to_string());
-            match std::os::unix::fs::symlink(id, &path) {
-                Ok(()) => return Ok((FIRST_UID + number, path)),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(io_error(&path)(error)),
-            }
-        }
-        Err(StateError::NoSlot)
     }
 
     /// All sandboxes that live, the oldest first.
@@ -332,8 +342,7 @@ impl State {
         let lock = match File::options().create(true).truncate(false).write(true).open(&path) {
             Ok(lock) => lock,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                directory(&self.base, 0o755).ok()?;
-                directory(&self.sandboxes(), 0o700).ok()?;
+                self.make().ok()?;
                 return self.claim(id).ok().map(|(_, lock)| lock);
             }
             Err(_) => return None,
@@ -374,7 +383,9 @@ impl Registration {
 
     /// Takes the sandbox off the books. To be called when nothing else of it is left.
     pub(crate) fn remove(self) -> Result<(), StateError> {
-        std::fs::remove_file(&self.slot).map_err(io_error(&self.slot))?;
+        if let Some(slot) = &self.slot {
+            std::fs::remove_file(slot).map_err(io_error(slot))?;
+        }
         discard(&self.directory).map_err(io_error(&self.directory))
     }
 }
@@ -398,69 +409,4 @@ fn record(directory: &Path) -> Option<Record> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-
-    fn scratch(name: &str) -> (State, PathBuf) {
-        let base = std::env::temp_dir().join(format!("husk-state-{}-{name}", std::process::id()));
-        (State::at(&base), base)
-    }
-
-    pub(crate) fn record(id: &str, started_ms: u64) -> Record {
-        Record {
-            id: id.into(),
-            pid: 1,
-            uid: 2,
-            started_ms,
-            vcpus: 1,
-            memory_mib: 128,
-            booted_mib: 128,
-            command: vec!["x".into()],
-            drives: Vec::new(),
-            vsock: None,
-        }
-    }
-
-    #[test]
-    fn a_sandbox_is_listed_while_its_lock_is_held() {
-        let (state, base) = scratch("list");
-        assert_eq!(state.living().unwrap(), []);
-        let first = state.register("one").unwrap();
-        let second = state.register("other").unwrap();
-        assert_ne!(first.uid, second.uid);
-        first.publish(&record("one", 2)).unwrap();
-        second.publish(&record("other", 1)).unwrap();
-        let ids: Vec<_> = state.living().unwrap().into_iter().map(|record| record.id).collect();
-        assert_eq!(ids, ["other", "one"]);
-        assert!(matches!(state.register("one"), Err(StateError::Taken(_))));
-        assert_eq!(state.find("one").unwrap().id, "one");
-        assert_eq!(state.find("on").unwrap().id, "one");
-        assert!(matches!(state.find("o"), Err(StateError::Ambiguous(..))));
-        assert!(matches!(state.find("x"), Err(StateError::Unknown(_))));
-        assert!(matches!(state.find(""), Err(StateError::Unknown(_))));
-        first.remove().unwrap();
-        assert!(!state.lives("one") && state.lives("other"));
-        second.remove().unwrap();
-        assert_eq!(std::fs::read_dir(state.sandboxes()).unwrap().count(), 0);
-        assert_eq!(std::fs::read_dir(state.slots()).unwrap().count(), 0);
-        std::fs::remove_dir_all(base).unwrap();
-    }
-
-    #[test]
-    fn each_state_has_a_cgroup_of_its_own() {
-        let of = |path: &str| State::at(Path::new(path)).cgroup_parent();
-        assert_eq!((of("/run/husk").as_str(), of("/run/husk/").as_str()), ("husk", "husk"));
-        assert!(of("/tmp/a").starts_with("husk-") && of("/tmp/a").len() == 13);
-        assert!(of("/tmp/a") == of("/tmp//a/") && of("/tmp/a") != of("/tmp/b"));
-    }
-
-    #[test]
-    fn ids_are_bounded() {
-        for right in ["a", "A-1", &"x".repeat(64), &random_id().unwrap()] {
-            check_id(right).unwrap();
-        }
-        for wrong in ["", "..", "a/b", "-a", "a_b", "a b", "ä", &"x".repeat(65)] {
-            assert!(check_id(wrong).is_err(), "{wrong}");
-        }
-    }
-}
+pub(crate) mod tests;

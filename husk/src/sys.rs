@@ -161,10 +161,11 @@ fn request(name: &str) -> libc::ifreq {
 
 /// Makes an open /dev/net/tun the end of tap `name`, which is made if it is not there: frames with virtio headers.
 #[expect(unsafe_code, reason = "an ioctl without a safe wrapper")]
-pub(crate) fn attach_tap(tun: std::os::fd::BorrowedFd<'_>, name: &str) -> io::Result<()> {
+pub(crate) fn attach_tap(tun: std::os::fd::BorrowedFd<'_>, name: &str, several: bool) -> io::Result<()> {
     use std::os::fd::AsRawFd;
     let mut request = request(name);
-    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    let queues = if several { libc::IFF_MULTI_QUEUE } else { 0 };
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | queues;
     request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).unwrap_or(0);
     // SAFETY: `request` is an ifreq that lives through the call; its name is terminated.
     let result = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };

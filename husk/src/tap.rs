@@ -1,6 +1,7 @@
 //! The host's end of a sandbox's network: a tap that the operator has made.
 //!
-//! Owns no state. Refuses an interface that is not there (opening it would make one), is no tap, or has a user already.
+//! Owns no state. Refuses an interface that is not there (opening it would make one), is no tap, or has a user already, which of
+//! a tap with several queues the kernel itself does not: each opening adds one.
 //! Invariant: what is returned never waits, and puts a virtio header of 12 bytes before each frame.
 
 use crate::sys;
@@ -29,6 +30,9 @@ pub(crate) enum TapError {
     /// Somebody has it.
     #[error("tap {0} is in use by another process; each sandbox needs one of its own")]
     Busy(String),
+    /// A card, a bridge, a tun, or a tap with one queue.
+    #[error("{0} is no tap with several queues; make one: ip tuntap add dev NAME mode tap multi_queue")]
+    NotSeveral(String),
     /// A card, a bridge, a tun, or a tap with several queues.
     #[error("{0} is no tap with one queue; make one: ip tuntap add dev NAME mode tap")]
     NotATap(String),
@@ -63,13 +67,14 @@ impl TapError {
 /// An open tap.
 #[derive(Debug)]
 pub(crate) struct Tap {
-    pub(crate) file: OwnedFd,
+    /// One for each queue.
+    pub(crate) files: Vec<OwnedFd>,
     /// Largest packet in bytes.
     pub(crate) mtu: u64,
 }
 
-/// Opens the tap `name`.
-pub(crate) fn open(name: &str) -> Result<Tap, TapError> {
+/// Opens `queues` queues, one at least, of the tap `name`.
+pub(crate) fn open(name: &str, queues: u64) -> Result<Tap, TapError> {
     let plain = name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/');
     if name.is_empty() || name.len() > LONGEST_NAME || !plain {
         return Err(TapError::Name(crate::text::line(name)));
@@ -78,21 +83,41 @@ pub(crate) fn open(name: &str) -> Result<Tap, TapError> {
     let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
         .map_err(|errno| host("asking for it")(errno.into()))?;
     netdevice::name_to_index(&socket, name).map_err(|_| TapError::Missing(name.to_owned()))?;
+    let files = (0..queues.max(1)).map(|_| open_queue(name, queues > 1)).collect::<Result<Vec<_>, _>>()?;
+    if queues > 1 && attached(name).map_err(host("counting its queues"))? != queues {
+        return Err(TapError::Busy(name.to_owned()));
+    }
+    let mtu = sys::mtu(socket.as_fd(), name).map_err(host("reading its MTU"))?;
+    Ok(Tap { files, mtu })
+}
+
+/// A queue of the tap `name`, which has `several` of them or one.
+fn open_queue(name: &str, several: bool) -> Result<OwnedFd, TapError> {
+    let host = |what| move |source| TapError::Host { name: name.to_owned(), what, source };
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = rustix::fs::open(TUN, flags, Mode::empty()).map_err(|errno| match errno {
         Errno::NOENT | Errno::NODEV => TapError::NoDriver,
         Errno::ACCESS | Errno::PERM => TapError::Permission(name.to_owned()),
         errno => host("opening /dev/net/tun")(errno.into()),
     })?;
-    sys::attach_tap(file.as_fd(), name).map_err(|error| match error.raw_os_error() {
+    sys::attach_tap(file.as_fd(), name, several).map_err(|error| match error.raw_os_error() {
         Some(libc::EBUSY) => TapError::Busy(name.to_owned()),
         Some(libc::EPERM | libc::EACCES) => TapError::Permission(name.to_owned()),
+        Some(libc::EINVAL) if several => TapError::NotSeveral(name.to_owned()),
         Some(libc::EINVAL) => TapError::NotATap(name.to_owned()),
         _ => host("attaching to it")(error),
     })?;
     sys::prepare_tap(file.as_fd()).map_err(host("setting its header and offloads"))?;
-    let mtu = sys::mtu(socket.as_fd(), name).map_err(host("reading its MTU"))?;
-    Ok(Tap { file, mtu })
+    Ok(file)
+}
+
+/// How many queues of the tap `name` somebody has open: the driver makes the interface have as many.
+fn attached(name: &str) -> io::Result<u64> {
+    let mut count = 0;
+    for entry in std::fs::read_dir(format!("/sys/class/net/{name}/queues"))? {
+        count += u64::from(entry?.file_name().as_encoded_bytes().starts_with(b"tx-"));
+    }
+    Ok(count)
 }
 
 #[cfg(test)]
@@ -102,9 +127,9 @@ mod tests {
     #[test]
     fn what_is_no_tap_is_named() {
         for name in ["", "0123456789abcdef", "a/b", "a b", "\u{e4}"] {
-            assert!(matches!(open(name).unwrap_err(), TapError::Name(_)), "{name}");
+            assert!(matches!(open(name, 1).unwrap_err(), TapError::Name(_)), "{name}");
         }
-        let text = open("husk-no-such").unwrap_err().to_string();
+        let text = open("husk-no-such", 2).unwrap_err().to_string();
         assert!(text.starts_with("tap husk-no-such does not exist"), "{text}");
     }
 }

@@ -5,22 +5,14 @@
 //! none is left after [`Volumes::finish`]. One that cannot be started leaves a socket without a peer, which is an error in the
 //! guest, and a line for the operator.
 
-use crate::control::{self, Control, Received};
 use crate::options::VolumeOption;
-use crate::spawn::{self, Process, VolumeOrder};
-use husk_protocol::control::FromCell;
+use crate::serving::Serving;
+use crate::spawn::VolumeOrder;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
-
-/// How long a jailer, and then a server without a guest, may take to end by itself.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// Bytes of a jailer's standard error that are looked at.
-const JAILER_WORDS: u64 = 4096;
 
 /// A volume cannot be.
 #[derive(Debug, thiserror::Error)]
@@ -73,15 +65,11 @@ impl Volume {
     }
 }
 
-/// A server, or what is left of one.
+/// A server of the directory at this path.
 #[derive(Debug)]
-struct Serving {
+struct Server {
     path: PathBuf,
-    control: Control,
-    jailer: Process,
-    jailer_stderr: OwnedFd,
-    server: Option<Process>,
-    failed: Option<String>,
+    serving: Serving,
 }
 
 /// What all servers of a sandbox are started with.
@@ -98,7 +86,7 @@ pub(crate) struct Start {
 pub(crate) struct Volumes {
     waiting: Vec<Volume>,
     start: Option<Start>,
-    serving: Vec<Serving>,
+    serving: Vec<Server>,
     failed: Vec<String>,
 }
 
@@ -114,7 +102,7 @@ impl Volumes {
         for volume in self.waiting.drain(..) {
             let path = volume.path.clone();
             match serve(volume, &jailer, &order) {
-                Ok(serving) => self.serving.push(serving),
+                Ok(server) => self.serving.push(server),
                 Err(error) => self.failed.push(line(&path, &error)),
             }
         }
@@ -123,8 +111,8 @@ impl Volumes {
     /// Ends and reaps what still runs, after the runtime has ended; returns what went wrong, a line each.
     pub(crate) fn finish(mut self) -> Vec<String> {
         self.waiting.clear();
-        for serving in &mut self.serving {
-            self.failed.extend(serving.finish());
+        for Server { path, serving } in self.serving {
+            self.failed.extend(serving.finish().failed.map(|error| line(&path, &error)));
         }
         self.failed
     }
@@ -134,53 +122,10 @@ fn line(path: &Path, error: &dyn std::fmt::Display) -> String {
     crate::text::line(&format!("--volume {}: {error}", path.display()))
 }
 
-fn serve(volume: Volume, jailer: &Path, order: &VolumeOrder) -> Result<Serving, Box<dyn std::error::Error>> {
+fn serve(volume: Volume, jailer: &Path, order: &VolumeOrder) -> Result<Server, Box<dyn std::error::Error>> {
     let order = VolumeOrder { writable: volume.writable, ..order.clone() };
-    let (control, theirs) = control::pair()?;
-    let files = vec![theirs, volume.directory, volume.socket];
-    let (jailer, jailer_stderr) = spawn::jailer(jailer, order.arguments(), files)?;
-    Ok(Serving { path: volume.path, control, jailer, jailer_stderr, server: None, failed: None })
-}
-
-impl Serving {
-    fn hear(&mut self) {
-        while let Ok(Received::Message(message)) = self.control.receive() {
-            match message {
-                FromCell::Cloned { pid } if self.server.is_none() => self.server = Process::child(pid),
-                FromCell::Failed { message, .. } => {
-                    self.failed.get_or_insert(message);
-                }
-                _ => {}
-            }
-        }
-    }
-
-    /// The line to report, if there is one.
-    fn finish(&mut self) -> Option<String> {
-        end(&mut self.jailer);
-        self.hear();
-        if let Some(server) = &mut self.server {
-            end(server);
-            self.hear();
-        }
-        if self.failed.is_none() && self.server.is_none() {
-            let mut words = Vec::new();
-            let stderr = self.jailer_stderr.try_clone().ok()?;
-            let _ = std::fs::File::from(stderr).take(JAILER_WORDS).read_to_end(&mut words);
-            let said = crate::text::last_line(&words).unwrap_or_else(|| "the jailer says nothing".into());
-            self.failed = Some(format!("no server was started; {said}"));
-        }
-        self.failed.take().map(|error| line(&self.path, &error))
-    }
-}
-
-/// Waits for its end, brings it about if it takes too long, and reaps.
-fn end(process: &mut Process) {
-    if !process.wait(PATIENCE) {
-        process.kill();
-        process.wait(PATIENCE);
-    }
-    let _ = process.reap();
+    let serving = Serving::start(jailer, order.arguments(), vec![volume.directory, volume.socket])?;
+    Ok(Server { path: volume.path, serving })
 }
 
 #[cfg(test)]
@@ -208,6 +153,8 @@ mod tests {
             parent_cgroup: "husk".into(),
             limits: Vec::new(),
             writable: false,
+            rootless: false,
+            isolation: crate::isolation::Isolation::Strict,
         };
         // A jailer that says something and ends, whatever it is told.
         let start = Start { jailer: "/bin/false".into(), order };

@@ -4,16 +4,20 @@
 //! it they are the caller's to remove, as the crate's documentation says. Nothing is retried.
 
 use crate::args::{Args, VolumeArgs};
+use crate::best_effort::Walls;
+use crate::caller::Isolation;
 use crate::cell;
 use crate::cgroup::{self, CgroupError};
 use crate::executable::{self, ExecutableError};
 use crate::jail::{self, Jail, JailError};
+use crate::limits::Limit;
 use crate::plan::{Plan, Step};
 use crate::report::{self, Fault};
 use crate::sys::{self, Cloned};
+use crate::user_namespace;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{FileType, Mode, OFlags, fstat, open};
-use rustix::io::Errno;
+use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::process::{
     DumpableBehavior, Signal, fchdir, pidfd_send_signal, set_dumpable_behavior,
     set_parent_process_death_signal, setsid, umask,
@@ -39,7 +43,7 @@ pub enum CellError {
     /// The control socket.
     #[error("--control-fd {0}: {1}")]
     Control(i32, &'static str),
-    /// The volume.
+    /// What a volume or network is served on.
     #[error("--{0} {1}: {2}")]
     Volume(&'static str, i32, Errno),
     /// A file of the host.
@@ -53,6 +57,11 @@ pub enum CellError {
     /// The new process.
     #[error("clone3: {0}{hint}", hint = clone_hint(*.0))]
     Clone(Errno),
+    /// No user namespace, or one that gives no power over anything.
+    #[error(
+        "user namespace: {0}; {advice}; --isolation best-effort does without it", advice = user_namespace::advice(*.0)
+    )]
+    UserNamespace(Errno),
     /// Nobody to report the new process to.
     #[error("control socket: {0}; the sandbox's process was killed")]
     Unheard(Errno),
@@ -86,7 +95,8 @@ pub enum CellError {
 
 fn clone_hint(errno: Errno) -> &'static str {
     match errno {
-        Errno::PERM => " (root is needed to make namespaces)",
+        Errno::PERM => " (the host permits no namespaces here)",
+        Errno::ACCESS => " (the cgroup that this process is in is not the caller's to leave)",
         Errno::INVAL => " (the kernel lacks a namespace, or the caller is the first process of its own)",
         Errno::AGAIN => " (a limit of processes is reached: the cgroup's pids.max or the user's)",
         _ => "",
@@ -120,14 +130,15 @@ pub enum Side {
 /// What the steps so far have opened and made.
 #[derive(Debug, Default)]
 pub(crate) struct Site {
-    control: Option<OwnedFd>,
+    pub(crate) control: Option<OwnedFd>,
     program: Option<OwnedFd>,
     null: Option<OwnedFd>,
     netns: Option<OwnedFd>,
-    cgroups: cgroup::Made,
+    pub(crate) cgroups: cgroup::Made,
     jail: Option<Jail>,
-    /// The socket that a volume is served on.
-    volume: Option<OwnedFd>,
+    pub(crate) walls: Walls,
+    /// The socket that a volume is served on, or that the network is behind.
+    pub(crate) served: Option<OwnedFd>,
     /// Where standard error was, once the cell's own is the null device.
     complaints: Option<OwnedFd>,
     /// From the clone on, on both sides: what was made is the caller's to remove.
@@ -137,7 +148,9 @@ pub(crate) struct Site {
 impl Site {
     /// Takes the control socket over.
     pub(crate) fn new(args: &Args) -> Result<Self, CellError> {
-        Self::with_control(args.control_fd)
+        let mut site = Self::with_control(args.control_fd)?;
+        site.walls.best_effort = args.isolation == Isolation::BestEffort;
+        Ok(site)
     }
 
     /// A site where nothing has happened yet; `number`: descriptor of the control socket.
@@ -172,6 +185,9 @@ impl Site {
     /// Carries out all of `plan`, on both sides of the clone.
     pub(crate) fn carry_out(&mut self, plan: &Plan) -> Result<Side, CellError> {
         for step in plan.steps() {
+            if self.walls.does_without(step) {
+                continue;
+            }
             match step.apply(self) {
                 Ok(None) => {}
                 Ok(Some(pid)) => return Ok(Side::Outside(pid)),
@@ -202,19 +218,13 @@ impl Site {
         let taken = |flag, number| move |errno| CellError::Volume(flag, number, errno);
         let adopt = |flag, number| sys::adopt(number).map_err(taken(flag, number));
         let directory = adopt("volume-fd", volume.directory)?;
-        self.volume = Some(adopt("volume-socket-fd", volume.socket)?);
+        self.served = Some(adopt("volume-socket-fd", volume.socket)?);
         fchdir(directory).map_err(taken("volume-fd", volume.directory))
     }
 
     /// In the parent: the child's id. In the child: nothing.
-    fn clone_runtime(&mut self, net: bool, detached: bool) -> Result<Option<i32>, CellError> {
-        let namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
-        let net = if net { libc::CLONE_NEWNET } else { 0 };
-        // The kernel wants no signal named where the parent is somebody else.
-        let (parent, signal) = if detached { (0, libc::SIGCHLD) } else { (libc::CLONE_PARENT, 0) };
-        let flags = u64::from((namespaces | net | parent).unsigned_abs());
-        let cgroup = self.cgroups.unified.as_ref().map(AsFd::as_fd);
-        match sys::clone3(flags, u64::from(signal.unsigned_abs()), cgroup).map_err(CellError::Clone)? {
+    fn clone_runtime(&mut self, step: &Step) -> Result<Option<i32>, CellError> {
+        match self.clone_cell(step)? {
             Cloned::Child => {
                 self.cloned = true;
                 self.jail = None;
@@ -238,12 +248,19 @@ impl Site {
         self.netns = None;
         self.cgroups = cgroup::Made::default();
         let null = self.null.take().ok_or(CellError::Step { step: "descriptors", errno: Errno::BADF })?;
-        let handed = [self.control.take(), self.volume.take()];
+        let handed = [self.control.take(), self.served.take()];
         let kept = cell::keep(null, handed, self.program.take()).map_err(named("descriptors"))?;
-        [self.control, self.volume] = kept.handed;
+        [self.control, self.served] = kept.handed;
         self.program = kept.program;
         self.complaints = Some(kept.complaints);
         Ok(())
+    }
+
+    fn speak(&self) -> Result<(), Errno> {
+        if let Some(complaints) = &self.complaints {
+            sys::copy(complaints.as_fd(), 2)?;
+        }
+        self.control.as_ref().map_or(Ok(()), |control| fcntl_setfd(control, FdFlags::CLOEXEC))
     }
 
     /// Returns only if it cannot.
@@ -269,21 +286,26 @@ impl Step {
     pub(crate) fn apply(&self, site: &mut Site) -> Result<Option<i32>, CellError> {
         match self {
             Self::OpenProgram(path) => site.program = Some(executable::open_program(path)?),
+            Self::OpenForeignProgram(path) => site.program = Some(executable::open_foreign_program(path)?),
             Self::OpenNull => site.null = Some(open_host(Path::new("/dev/null"), OFlags::RDWR)?),
+            Self::RaiseLimit(limit) => limit.raise().map_err(refused_limit(*limit))?,
             Self::OpenNetns(path) => site.netns = Some(open_host(path, OFlags::RDONLY)?),
-            Self::MakeCgroups(order) => site.cgroups = cgroup::make(order)?,
-            Self::FindCgroups(order) => site.cgroups = cgroup::find(order)?,
+            Self::MakeCgroups(order) => site.make_cgroups(order)?,
+            Self::FindCgroups(order) => site.find_cgroups(order)?,
             Self::EnterVolume(volume) => site.enter_volume(*volume)?,
+            Self::TakeNetworkSocket(number) => {
+                let taken = |errno| CellError::Volume("network-socket-fd", *number, errno);
+                site.served = Some(sys::adopt(*number).map_err(taken)?);
+            }
             Self::MakeJail { base, program, id } => site.make_jail(base, program, id)?,
-            Self::Clone { net, detached } => return site.clone_runtime(*net, *detached),
+            Self::Clone { .. } => return site.clone_runtime(self),
+            Self::MapUser { inside, outside } => site.map_user(*inside, *outside)?,
+            Self::CoreScheduling => site.schedule_cores(),
             Self::EnterCgroups => site.cgroups.enter()?,
             Self::JoinNetns => join_netns(site.netns.as_ref())?,
             Self::KeepDescriptors => site.keep_descriptors()?,
-            Self::Limit(limit) => limit.set().map_err(|errno| CellError::Limit {
-                name: limit.name(),
-                value: limit.value(),
-                errno,
-            })?,
+            Self::SpeakOnStandardError => site.speak().map_err(named("standard error"))?,
+            Self::Limit(limit) => limit.set().map_err(refused_limit(*limit))?,
             Self::Execute(argv) => return Err(site.execute(argv)),
             simple => simple.confine()?,
         }
@@ -293,9 +315,11 @@ impl Step {
     /// The steps that need nothing but themselves.
     fn confine(&self) -> Result<(), CellError> {
         let (step, result) = match self {
+            Self::CgroupNamespace => ("cgroup namespace", sys::new_cgroup_namespace()),
             Self::Hostname(name) => ("host name", rustix::system::sethostname(name.as_bytes())),
             Self::PrivateMounts => ("private mounts", cell::keep_mounts_private()),
-            Self::EmptyRoot => ("empty root", cell::empty_root()),
+            Self::EmptyRoot { jail } => ("empty root", cell::empty_root(*jail)),
+            Self::SystemRoot => ("a root with the host's programs", cell::system_root()),
             Self::VolumeRoot { writable } => ("a volume's root", cell::volume_root(*writable)),
             Self::NewSession => ("new session", setsid().map(drop)),
             Self::ResetSignals => ("signals", sys::reset_signals()),
@@ -322,6 +346,10 @@ impl Step {
 
 fn named(step: &'static str) -> impl Fn(Errno) -> CellError {
     move |errno| CellError::Step { step, errno }
+}
+
+fn refused_limit(limit: Limit) -> impl Fn(Errno) -> CellError {
+    move |errno| CellError::Limit { name: limit.name(), value: limit.value(), errno }
 }
 
 fn open_host(path: &Path, access: OFlags) -> Result<OwnedFd, CellError> {

@@ -3,6 +3,7 @@
 //! Refuses names that could leave their directory, user 0, and values that no kernel file takes. After [`Args::parse`]
 //! every part is known to be well formed; whether the host can do it, the steps find out.
 
+use crate::caller::{Caller, Isolation};
 use crate::cgroup::{Setting, SettingError};
 use crate::limits::{self, Limit, LimitError};
 use argh::FromArgs;
@@ -21,18 +22,18 @@ struct Flags {
     /// name of the sandbox: 1 to 64 letters, digits and hyphens
     #[argh(option)]
     id: Option<String>,
-    /// user that the runtime runs as; not 0
+    /// user that the runtime runs as; not 0 (without root: the caller, who need not be named)
     #[argh(option)]
     uid: Option<String>,
-    /// group that the runtime runs as; not 0
+    /// group that the runtime runs as; not 0 (without root: the caller's)
     #[argh(option)]
     gid: Option<String>,
     /// program that is executed in the cell, statically linked
     #[argh(option)]
     exec_file: Option<PathBuf>,
-    /// directory below which jails are made (default /run/husk/jail)
-    #[argh(option, default = "PathBuf::from(\"/run/husk/jail\")")]
-    chroot_base_dir: PathBuf,
+    /// directory below which a directory is made for the cell's root to be mounted on (default: none is made)
+    #[argh(option)]
+    chroot_base_dir: Option<PathBuf>,
     /// network namespace to join (default: a new, empty one)
     #[argh(option)]
     netns: Option<PathBuf>,
@@ -65,12 +66,19 @@ struct Flags {
     /// the volume may be changed
     #[argh(switch)]
     volume_writable: bool,
+    /// descriptor of a stream socket, handed on to the program as 4: the program is the network behind it, beside a running
+    /// sandbox of this --id, in the network namespace that the jailer is in; it may be linked dynamically
+    #[argh(option)]
+    network_socket_fd: Option<String>,
     /// descriptor of the control socket, handed on to the program as 3
     #[argh(option)]
     control_fd: Option<String>,
     /// CPUs that the sandbox may use, as in 0,2-3
     #[argh(option)]
     cpus: Option<String>,
+    /// strict: what the host does not permit ends the jailer; best-effort: it is reported and left out (default strict)
+    #[argh(option)]
+    isolation: Option<String>,
     /// print the version and end
     #[argh(switch)]
     version: bool,
@@ -79,6 +87,10 @@ struct Flags {
 /// What was asked for, well formed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Args {
+    /// Who runs the jailer.
+    pub caller: Caller,
+    /// What is done about walls that cannot be.
+    pub isolation: Isolation,
     /// Name of the sandbox, of its cgroup, its jail directory, and its host name.
     pub id: String,
     /// User of the runtime.
@@ -89,8 +101,8 @@ pub struct Args {
     pub exec_file: PathBuf,
     /// Its file name: a directory of the jail's path, and the program's own name.
     pub program: String,
-    /// Where jails are made, absolute.
-    pub chroot_base_dir: PathBuf,
+    /// Where a jail's directory is made, absolute; none: nowhere.
+    pub chroot_base_dir: Option<PathBuf>,
     /// Network namespace to join.
     pub netns: Option<PathBuf>,
     /// The only cgroup version to use.
@@ -107,6 +119,8 @@ pub struct Args {
     pub control_fd: Option<i32>,
     /// The volume that the program serves.
     pub volume: Option<VolumeArgs>,
+    /// Descriptor of the socket that the program is the network behind.
+    pub network: Option<i32>,
     /// The program's arguments, the first its name.
     pub argv: Vec<OsString>,
 }
@@ -141,8 +155,18 @@ pub enum ArgsError {
     #[error("{0} arguments; at most {MAX_ARGUMENTS} are taken")]
     TooMany(usize),
     /// Two flags that exclude each other.
-    #[error("--{0} cannot be given with --volume-fd")]
-    NotForVolumes(&'static str),
+    #[error("--{0} cannot be given with --{1}")]
+    Excluded(&'static str, &'static str),
+    /// Without root there is one user and the caller's network.
+    #[error("--{flag} {value:?}: {allowed}, for the jailer was not started as root")]
+    NotRoot {
+        /// Which flag.
+        flag: &'static str,
+        /// What it was given.
+        value: String,
+        /// What it takes.
+        allowed: String,
+    },
     /// A bad name.
     #[error("--id {0:?}: 1 to {MAX_ID} letters, digits and hyphens are allowed")]
     Id(String),
@@ -175,11 +199,11 @@ pub enum ArgsError {
 }
 
 impl Args {
-    /// Reads a command line, the program's own name excluded.
+    /// Reads a command line, the program's own name excluded; who is `caller` may change what is allowed.
     ///
     /// # Errors
     /// Names the flag, its value and what is allowed; or what was asked for with `--help`.
-    pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Self, ArgsError> {
+    pub fn parse(words: impl IntoIterator<Item = OsString>, caller: Caller) -> Result<Self, ArgsError> {
         let words: Vec<_> = words.into_iter().take(MAX_ARGUMENTS + 1).collect();
         if words.len() > MAX_ARGUMENTS {
             return Err(ArgsError::TooMany(words.len()));
@@ -194,7 +218,7 @@ impl Args {
         if flags.version {
             return Err(ArgsError::Asked(format!("husk-jailer {}\n", env!("CARGO_PKG_VERSION"))));
         }
-        check(flags, words.get(end + 1..).unwrap_or_default())
+        check(flags, words.get(end + 1..).unwrap_or_default(), caller)
     }
 }
 
@@ -230,8 +254,10 @@ fn split_values(words: &[OsString]) -> Result<Vec<String>, ArgsError> {
     Ok(split)
 }
 
-fn check(flags: Flags, rest: &[OsString]) -> Result<Args, ArgsError> {
+fn check(flags: Flags, rest: &[OsString], caller: Caller) -> Result<Args, ArgsError> {
     let volume = volume(&flags)?;
+    let network = network(&flags)?;
+    let user = who(&flags, caller, volume.is_some())?;
     let id = flags.id.ok_or(ArgsError::Missing("id"))?;
     if id.is_empty()
         || id.len() > MAX_ID
@@ -248,20 +274,21 @@ fn check(flags: Flags, rest: &[OsString]) -> Result<Args, ArgsError> {
                 allowed: "the path of a file is expected",
             }
         })?;
-    if !flags.chroot_base_dir.is_absolute() || has_dots(&flags.chroot_base_dir) {
+    if let Some(base) = flags.chroot_base_dir.as_ref().filter(|base| !base.is_absolute() || has_dots(base)) {
         let allowed = "an absolute path without .. is expected";
-        return Err(ArgsError::Path { flag: "chroot-base-dir", value: flags.chroot_base_dir, allowed });
+        return Err(ArgsError::Path { flag: "chroot-base-dir", value: base.clone(), allowed });
     }
     let control_fd = flags.control_fd.map(|text| descriptor("control-fd", text)).transpose()?;
     let mut argv = vec![OsString::from(&program)];
-    if control_fd.is_some() && rest.iter().all(|word| word != "--control-fd") {
+    if control_fd.is_some() && network.is_none() && rest.iter().all(|word| word != "--control-fd") {
         argv.extend(["--control-fd".into(), "3".into()]);
     }
     argv.extend_from_slice(rest);
     Ok(Args {
-        // Who serves files of many owners is root; what it may is another step's to say.
-        uid: if volume.is_some() { 0 } else { user("uid", flags.uid)? },
-        gid: if volume.is_some() { 0 } else { user("gid", flags.gid)? },
+        caller,
+        isolation: isolation(flags.isolation)?,
+        uid: user.uid,
+        gid: user.gid,
         netns: flags.netns,
         cgroup_version: version(flags.cgroup_version)?,
         settings: crate::cgroup::settings(&flags.cgroup, flags.cpus)?,
@@ -274,6 +301,7 @@ fn check(flags: Flags, rest: &[OsString]) -> Result<Args, ArgsError> {
         program,
         control_fd,
         volume,
+        network,
         argv,
     })
 }
@@ -289,15 +317,31 @@ fn volume(flags: &Flags) -> Result<Option<VolumeArgs>, ArgsError> {
         ("netns", flags.netns.is_some()),
         ("daemonize", flags.daemonize),
     ];
-    if let Some((flag, _)) = excluded.into_iter().find(|(_, given)| *given) {
-        return Err(ArgsError::NotForVolumes(flag));
-    }
+    exclude("volume-fd", &excluded)?;
     let socket = flags.volume_socket_fd.clone().ok_or(ArgsError::Missing("volume-socket-fd"))?;
     Ok(Some(VolumeArgs {
         directory: descriptor("volume-fd", directory)?,
         socket: descriptor("volume-socket-fd", socket)?,
         writable: flags.volume_writable,
     }))
+}
+
+fn network(flags: &Flags) -> Result<Option<i32>, ArgsError> {
+    let Some(socket) = flags.network_socket_fd.clone() else { return Ok(None) };
+    let excluded = [
+        ("volume-fd", flags.volume_fd.is_some()),
+        ("netns", flags.netns.is_some()),
+        ("daemonize", flags.daemonize),
+    ];
+    exclude("network-socket-fd", &excluded)?;
+    descriptor("network-socket-fd", socket).map(Some)
+}
+
+fn exclude(with: &'static str, flags: &[(&'static str, bool)]) -> Result<(), ArgsError> {
+    match flags.iter().find(|(_, given)| *given) {
+        Some((flag, _)) => Err(ArgsError::Excluded(flag, with)),
+        None => Ok(()),
+    }
 }
 
 fn descriptor(flag: &'static str, text: String) -> Result<i32, ArgsError> {
@@ -318,6 +362,39 @@ fn number(
 ) -> Result<u32, ArgsError> {
     let number = value.parse().ok().filter(|number| (least..=most).contains(number));
     number.ok_or(ArgsError::Number { flag, value, allowed })
+}
+
+/// Who the program runs as.
+fn who(flags: &Flags, caller: Caller, serves: bool) -> Result<Caller, ArgsError> {
+    if !caller.is_root() {
+        if let Some(netns) = &flags.netns {
+            let (flag, value) = ("netns", netns.display().to_string());
+            return Err(ArgsError::NotRoot { flag, value, allowed: "none can be joined".to_owned() });
+        }
+        for (flag, given, own) in [("uid", &flags.uid, caller.uid), ("gid", &flags.gid, caller.gid)] {
+            if let Some(value) = given.clone().filter(|value| value.parse() != Ok(own)) {
+                return Err(ArgsError::NotRoot { flag, value, allowed: format!("only {own} is possible") });
+            }
+        }
+        return Ok(caller);
+    }
+    // Who serves files of many owners is root; what it may is another step's to say.
+    if serves {
+        return Ok(caller);
+    }
+    Ok(Caller { uid: user("uid", flags.uid.clone())?, gid: user("gid", flags.gid.clone())? })
+}
+
+fn isolation(value: Option<String>) -> Result<Isolation, ArgsError> {
+    match value.as_deref() {
+        None | Some("strict") => Ok(Isolation::Strict),
+        Some("best-effort") => Ok(Isolation::BestEffort),
+        Some(other) => Err(ArgsError::Number {
+            flag: "isolation",
+            value: other.to_owned(),
+            allowed: "strict or best-effort is allowed",
+        }),
+    }
 }
 
 /// Neither 0, nor the id that stands for "leave it as it is".

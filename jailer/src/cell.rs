@@ -4,21 +4,21 @@
 
 use crate::sys;
 use rustix::fd::{AsFd, OwnedFd, RawFd};
-use rustix::fs::{CWD, Mode, mkdirat};
+use rustix::fs::{CWD, Mode, OFlags, mkdirat, open, openat, readlinkat, symlinkat};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
     UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_change,
     move_mount, open_tree, unmount,
 };
-use rustix::process::{chdir, fchdir, pivot_root};
+use rustix::process::{DumpableBehavior, chdir, fchdir, pivot_root, set_dumpable_behavior};
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, Gid, Uid, clear_ambient_capability_set,
-    remove_capability_from_bounding_set, set_capabilities, set_thread_groups, set_thread_res_gid,
-    set_thread_res_uid,
+    CapabilitySet, CapabilitySets, Gid, Uid, capabilities, clear_ambient_capability_set,
+    remove_capability_from_bounding_set, set_capabilities, set_keep_capabilities, set_thread_groups,
+    set_thread_res_gid, set_thread_res_uid,
 };
 
-/// Where the control socket is in the cell; behind it, if there is a volume, the socket that it is served on.
+/// Where the control socket is in the cell; behind it the socket that a volume is served on or that a network is behind.
 pub const CONTROL: RawFd = 3;
 /// Above all of them.
 const OUT_OF_THE_WAY: RawFd = 10;
@@ -28,9 +28,13 @@ pub(crate) fn keep_mounts_private() -> Result<(), Errno> {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
 }
 
-/// Swaps the root for an empty read-only file system. The working directory must be the jail's `root`: it was entered
-/// before the clone, and the kernel moved it into this mount namespace, so that no path is resolved a second time.
-pub(crate) fn empty_root() -> Result<(), Errno> {
+/// Swaps the root for an empty read-only file system. With `jail` the working directory is what it is mounted on: it was
+/// entered before the clone, and the kernel moved it into this mount namespace, so that no path is resolved a second time.
+/// Otherwise it is mounted on the root itself, which is there everywhere.
+pub(crate) fn empty_root(jail: bool) -> Result<(), Errno> {
+    if !jail {
+        chdir("/")?;
+    }
     let filesystem = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(filesystem.as_fd(), "size", "4096")?;
     fsconfig_set_string(filesystem.as_fd(), "nr_inodes", "2")?;
@@ -77,6 +81,70 @@ pub(crate) fn volume_root(writable: bool) -> Result<(), Errno> {
         move_mount(mount.as_fd(), "", root.as_fd(), name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
     }
     sys::set_mount_attributes(root.as_fd(), read_only)?;
+    fchdir(root.as_fd())?;
+    leave_old_root()
+}
+
+/// Where the host keeps programs, their loader and their libraries; on many hosts the last two are links into the first.
+const SYSTEM: [&str; 3] = ["usr", "lib", "lib64"];
+/// The file that says where names are asked for.
+const RESOLVERS: &str = "etc/resolv.conf";
+
+/// Swaps the root for a read-only one that holds the host's programs and libraries, its [`RESOLVERS`], an empty /tmp and a
+/// /proc of the process's own: what a program of the host's needs to start, and to make itself an empty root in /tmp.
+/// Other file systems that are mounted below these directories are not in it.
+pub(crate) fn system_root() -> Result<(), Errno> {
+    let strict = MountAttrFlags::MOUNT_ATTR_RDONLY
+        | MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV;
+    let host = open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let filesystem = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (key, value) in [("size", "4096"), ("nr_inodes", "16"), ("mode", "0555")] {
+        fsconfig_set_string(filesystem.as_fd(), key, value)?;
+    }
+    fsconfig_create(filesystem.as_fd())?;
+    let root = fsmount(
+        filesystem.as_fd(),
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        strict - MountAttrFlags::MOUNT_ATTR_RDONLY,
+    )?;
+    chdir("/")?;
+    move_mount(root.as_fd(), "", CWD, ".", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    let place = |mount: OwnedFd, name: &str| {
+        move_mount(mount.as_fd(), "", root.as_fd(), name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+    };
+    let clone = |name: &str| {
+        let mount =
+            open_tree(&host, name, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
+        sys::set_mount_attributes(mount.as_fd(), strict)?;
+        Ok::<_, Errno>(mount)
+    };
+    let directory = Mode::from_raw_mode(0o555);
+    for name in SYSTEM {
+        match readlinkat(&host, name, Vec::new()) {
+            Ok(target) => symlinkat(target, &root, name)?,
+            // It is there, and no link.
+            Err(Errno::INVAL) => {
+                mkdirat(&root, name, directory)?;
+                place(clone(name)?, name)?;
+            }
+            Err(Errno::NOENT) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    mkdirat(&root, "etc", directory)?;
+    if let Ok(resolvers) = clone(RESOLVERS) {
+        let create = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+        openat(&root, RESOLVERS, create, Mode::from_raw_mode(0o444))?;
+        place(resolvers, RESOLVERS)?;
+    }
+    mkdirat(&root, "tmp", directory)?;
+    mkdirat(&root, "proc", directory)?;
+    let proc = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(proc.as_fd(), "subset", "pid")?;
+    fsconfig_create(proc.as_fd())?;
+    place(fsmount(proc.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, strict)?, "proc")?;
+    sys::set_mount_attributes(root.as_fd(), strict)?;
     fchdir(root.as_fd())?;
     leave_old_root()
 }
@@ -156,12 +224,20 @@ fn bound(kept: CapabilitySet) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Becomes user and group, with no group beside it. All ids at once: none is left to return to.
+/// Becomes user and group, with no group beside it. All ids at once: none is left to return to. The capabilities stay, for
+/// what the plan has still to do, and with them nobody else of this user may look inside meanwhile (ptrace(2)).
 pub(crate) fn become_user(uid: u32, gid: u32) -> Result<(), Errno> {
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     set_thread_groups(&[])?;
     set_thread_res_gid(gid, gid, gid)?;
-    set_thread_res_uid(uid, uid, uid)
+    let before = capabilities(None)?;
+    set_keep_capabilities(true)?;
+    set_thread_res_uid(uid, uid, uid)?;
+    // They were kept as permitted only; and it was for this one change of user.
+    set_capabilities(None, before)?;
+    set_keep_capabilities(false)?;
+    // The change made /proc/self root's, in which the user is about to write his map.
+    set_dumpable_behavior(DumpableBehavior::Dumpable)
 }
 
 /// Keeps what a volume's server needs: it reads files of several owners and changes its root once; where the volume is
@@ -181,7 +257,7 @@ pub(crate) fn keep_serving_capabilities(writable: bool) -> Result<(), Errno> {
     set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable })
 }
 
-/// The change of user cleared the effective and permitted sets; this clears the inheritable one as well.
+/// Empties the effective, permitted and inheritable sets.
 pub(crate) fn drop_capabilities() -> Result<(), Errno> {
     let none = CapabilitySet::empty();
     set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })

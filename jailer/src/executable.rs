@@ -1,9 +1,11 @@
 //! The program that is executed in the cell, opened once and by descriptor from then on.
 //!
 //! Refuses what is no regular executable file, a symbolic link in its last place, and an ELF file that could not run in
-//! an empty root: another machine's, or one that asks for a dynamic loader. Source: elf(5).
+//! an empty root: another machine's, or one that asks for a dynamic loader. Source: elf(5). What others than root could
+//! change is executed from a sealed copy.
 
 use crate::report::Fault;
+use crate::sealed;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{FileType, Mode, OFlags, fstat, open};
 use rustix::io::{Errno, pread};
@@ -34,6 +36,13 @@ enum Reason {
     Mode,
     #[error("is not an ELF program for this machine")]
     Machine,
+    #[error("is larger than {} MiB", crate::sealed::MAX_BYTES >> 20)]
+    Large,
+    #[error(
+        "cannot be copied into memory: {0}; it is copied because others than root may write to it (sysctl \
+         vm.memfd_noexec=2 forbids that: give the file to root)"
+    )]
+    Copy(Errno),
     #[error("is linked dynamically; the cell has no loader: build it for a musl target, statically")]
     Dynamic,
 }
@@ -48,10 +57,19 @@ impl ExecutableError {
 
 /// Opens `path` and looks at what it is.
 pub(crate) fn open_program(path: &Path) -> Result<OwnedFd, ExecutableError> {
-    check(path).map_err(|reason| ExecutableError { path: path.to_owned(), reason })
+    check(path, program).map_err(|reason| ExecutableError { path: path.to_owned(), reason })
 }
 
-fn check(path: &Path) -> Result<OwnedFd, Reason> {
+/// The same for a cell that has a loader.
+pub(crate) fn open_foreign_program(path: &Path) -> Result<OwnedFd, ExecutableError> {
+    let loadable = |head: &[u8]| match program(head) {
+        Err(Reason::Dynamic) => Ok(()),
+        other => other,
+    };
+    check(path, loadable).map_err(|reason| ExecutableError { path: path.to_owned(), reason })
+}
+
+fn check(path: &Path, program: impl Fn(&[u8]) -> Result<(), Reason>) -> Result<OwnedFd, Reason> {
     // O_NONBLOCK: a FIFO must not make the jailer wait for a writer.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = open(path, flags, Mode::empty()).map_err(|errno| match errno {
@@ -62,13 +80,19 @@ fn check(path: &Path) -> Result<OwnedFd, Reason> {
     if FileType::from_raw_mode(status.st_mode) != FileType::RegularFile {
         return Err(Reason::Kind);
     }
-    if status.st_mode & 0o001 == 0 {
+    // A copy is everybody's to execute; whose the original is to execute was settled when it was opened.
+    let copied = sealed::is_needed(&status);
+    if status.st_mode & if copied { 0o111 } else { 0o001 } == 0 {
         return Err(Reason::Mode);
     }
     let mut head = [0; HEAD];
     let length = fill(&file, &mut head).map_err(Reason::Open)?;
     program(&head[..length])?;
-    Ok(file)
+    if !copied {
+        return Ok(file);
+    }
+    let bytes = u64::try_from(status.st_size).ok().filter(|bytes| *bytes <= sealed::MAX_BYTES);
+    sealed::copy(&file, bytes.ok_or(Reason::Large)?).map_err(Reason::Copy)
 }
 
 fn fill(file: impl AsFd, head: &mut [u8; HEAD]) -> Result<usize, Errno> {
@@ -154,6 +178,14 @@ mod tests {
         let mut far = elf(MACHINE, &[1]);
         far[32..40].copy_from_slice(&u64::MAX.to_le_bytes());
         assert!(program(&far).is_err());
+    }
+
+    #[test]
+    fn where_there_is_a_loader_one_may_be_asked_for() {
+        let shell = std::fs::canonicalize("/bin/sh").unwrap();
+        assert!(open_program(&shell).unwrap_err().to_string().contains("linked dynamically"));
+        open_foreign_program(&shell).unwrap();
+        assert!(open_foreign_program(Path::new("/etc/passwd")).is_err());
     }
 
     #[test]

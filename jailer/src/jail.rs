@@ -6,7 +6,7 @@
 
 use crate::report::Fault;
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat2, unlinkat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, chmodat, fstat, mkdirat, openat2, unlinkat};
 use rustix::io::Errno;
 use rustix::process::geteuid;
 use std::path::{Component, Path, PathBuf};
@@ -74,6 +74,8 @@ pub(crate) fn make(base: &Path, program: &str, id: &str) -> Result<Jail, JailErr
 fn finish(program: OwnedFd, id: &str, path: PathBuf) -> Result<Jail, JailError> {
     let result = open_below(&program, id).and_then(|own| {
         mkdirat(&own, "root", Mode::from_raw_mode(0o700))?;
+        // The cell's user mounts on it, which takes the right to search it; the directory above lets nobody come so far.
+        chmodat(&own, "root", Mode::from_raw_mode(0o711), AtFlags::empty())?;
         let root = open_below(&own, "root")?;
         Ok((own, root))
     });

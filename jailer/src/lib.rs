@@ -3,14 +3,32 @@
 //! [`Plan::from`] says what is done in which order; [`enter`] does it. The binary is a few lines around this library,
 //! so that a probe can be put into the very same cell and asked what it can reach.
 //!
-//! What the cell is: new mount, pid, net, ipc and uts namespaces; an empty read-only root; descriptors 0 to 2 on the
-//! null device, the control socket at 3 and no other; its own user and group, no capability and no way to get one; its
-//! own cgroups, limits and session; an empty environment; dead when its parent is. The runtime adds landlock and its
-//! threads' filters.
+//! What the cell is: new user, mount, pid, net, ipc, uts and cgroup namespaces; an empty read-only root; descriptors 0 to 2
+//! on the null device, the control socket at 3 and no other; its own user and group, no capability and no way to get one; its
+//! own cgroups, limits, session and core scheduling cookie; an empty environment; dead when its parent is. The runtime adds
+//! landlock and its threads' filters.
+//!
+//! There is one user and one group in the user namespace, with the same numbers inside and outside: those of `--uid` and
+//! `--gid` where root started the jailer, else the caller's own. Without root the caller's other groups stay, because the kernel
+//! lets nobody else drop them; there is no file in the cell that they could open.
 //!
 //! A volume's cell (`--volume-fd`) differs: its root holds the volume and a /proc; the socket that the volume is served on is
 //! at 4; its user is root, with the capabilities for serving files and for one chroot, which its program gives up; and its
-//! cgroups are the sandbox's own, which must be there. It leaves nothing behind.
+//! cgroups are the sandbox's own, which must be there. Started by root it has no user namespace, for files belong to many users;
+//! otherwise it is called root in one whose only user is the caller. It leaves nothing behind.
+//!
+//! A time namespace there is not: nobody reads the host's clocks from inside but by their values, which a guest gets anyway.
+//!
+//! # What the host does not permit
+//! ends the jailer, by name. With `--isolation best-effort` it is reported on the control socket, a `missing` message each, and
+//! the cell is built without: limits, the cgroup, or, where there are no user namespaces for the caller, every wall that takes
+//! one. A volume is not served then.
+//!
+//! A network's cell (`--network-socket-fd`) is that of a program of the host's, as passt, which is the network behind the socket
+//! at 4: it is in the jailer's network namespace, for that is what it gives access to; its root holds the host's /usr and libraries,
+//! read-only, /etc/resolv.conf, an empty /tmp and a /proc, for such a program is linked dynamically and makes itself an empty
+//! root; it speaks on the jailer's standard error, and the control socket closes at its execution. User, cgroups and the rest
+//! are the sandbox's. It leaves nothing behind.
 //!
 //! # Who is whose parent
 //! The cell is cloned with `CLONE_PARENT`: its parent is the jailer's parent, which reaps it and with which it dies. (The
@@ -19,8 +37,8 @@
 //!
 //! # What is left behind
 //! At most two names, whenever the jailer or the cell dies, and both follow from the command line:
-//! - the directory `<chroot-base-dir>/<file name of exec-file>/<id>`, holding at most one empty directory `root`
-//!   (what is mounted there is mounted in the cell's mount namespace only, and goes with it);
+//! - with `--chroot-base-dir`, the directory `<chroot-base-dir>/<file name of exec-file>/<id>`, holding at most one empty
+//!   directory `root` (what is mounted there is mounted in the cell's mount namespace only, and goes with it);
 //! - the cgroups `<mount>/<parent-cgroup>/<id>`, of version 2 and of each version 1 controller that `--cgroup` or
 //!   `--cpus` named.
 //!
@@ -29,6 +47,8 @@
 
 mod act;
 pub mod args;
+mod best_effort;
+pub mod caller;
 mod cell;
 pub mod cgroup;
 mod executable;
@@ -36,10 +56,13 @@ mod jail;
 pub mod limits;
 pub mod plan;
 pub mod report;
+mod sealed;
 mod sys;
+mod user_namespace;
 
 pub use act::{CellError, Side};
 pub use args::{Args, ArgsError};
+pub use caller::{Caller, Isolation};
 pub use cell::CONTROL;
 pub use cgroup::CgroupError;
 pub use executable::ExecutableError;
@@ -65,7 +88,7 @@ pub fn enter(args: &Args, plan: &Plan) -> Result<Side, CellError> {
 pub fn run(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     let started = report::now_ns();
     let words: Vec<_> = words.into_iter().collect();
-    let args = match Args::parse(words.iter().cloned()) {
+    let args = match Args::parse(words.iter().cloned(), Caller::current()) {
         Ok(args) => args,
         Err(ArgsError::Asked(text)) => {
             print!("{text}");

@@ -3,7 +3,7 @@
 //! Refuses unknown names, doubles and values that are no numbers. Names are Firecracker's (`fsize`, `no-file`), the
 //! others those of setrlimit(2). Core dumps are off whatever is asked: guest memory does not go to disk.
 
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Descriptors that the runtime may have unless told otherwise: one for each of 8192 connections of the socket device, and
 /// what 19 devices need.
@@ -29,6 +29,8 @@ pub struct Limit {
     name: &'static str,
     resource: Resource,
     value: u64,
+    /// Whether it was asked for by name.
+    asked: bool,
 }
 
 /// A limit that cannot be asked for.
@@ -61,15 +63,28 @@ impl Limit {
         self.value
     }
 
-    /// Sets the limit on this process.
+    /// Sets the limit on this process. One that nobody asked for is no higher than what the process may have.
     pub(crate) fn set(&self) -> rustix::io::Result<()> {
-        setrlimit(self.resource, Rlimit { current: Some(self.value), maximum: Some(self.value) })
+        let most = getrlimit(self.resource).maximum.filter(|_| !self.asked).unwrap_or(u64::MAX);
+        let value = Some(self.value.min(most));
+        setrlimit(self.resource, Rlimit { current: value, maximum: value })
+    }
+
+    /// Lets this process have as much, if it may not yet; takes root.
+    pub(crate) fn raise(&self) -> rustix::io::Result<()> {
+        let now = getrlimit(self.resource);
+        match now.maximum {
+            Some(maximum) if maximum < self.value => {
+                setrlimit(self.resource, Rlimit { current: now.current, maximum: Some(self.value) })
+            }
+            _ => Ok(()),
+        }
     }
 }
 
 /// The limits that `words` (`NAME=VALUE`) ask for, and those that are always set.
 pub(crate) fn parse(words: &[String]) -> Result<Vec<Limit>, LimitError> {
-    let mut limits = vec![Limit { name: "core", resource: Resource::Core, value: 0 }];
+    let mut limits = vec![Limit { name: "core", resource: Resource::Core, value: 0, asked: false }];
     for word in words {
         let (name, value) = word.split_once('=').ok_or_else(|| LimitError::Form(word.clone()))?;
         let found = NAMES.iter().find(|(known, _)| *known == name);
@@ -79,10 +94,10 @@ pub(crate) fn parse(words: &[String]) -> Result<Vec<Limit>, LimitError> {
         if limits.iter().any(|limit| limit.resource == resource) {
             return Err(LimitError::Twice(name));
         }
-        limits.push(Limit { name, resource, value });
+        limits.push(Limit { name, resource, value, asked: true });
     }
     if limits.iter().all(|limit| limit.resource != Resource::Nofile) {
-        limits.push(Limit { name: "no-file", resource: Resource::Nofile, value: FILES });
+        limits.push(Limit { name: "no-file", resource: Resource::Nofile, value: FILES, asked: false });
     }
     Ok(limits)
 }

@@ -1,6 +1,6 @@
 //! What the jailer says on the control socket: the same JSON as the rest of Husk, written by hand.
 //!
-//! Owns the messages `stage`, `cloned` and `failed`. Depends on no crate of Husk, so a test reads them back with the
+//! Owns the messages `stage`, `cloned`, `missing` and `failed`. Depends on no crate of Husk, so a test reads them back with the
 //! protocol's own types. A message is one packet, never blocks and never raises SIGPIPE.
 
 use rustix::fd::AsFd;
@@ -53,6 +53,22 @@ pub fn cloned(pid: i32) -> String {
 #[must_use]
 pub fn failed(fault: Fault, message: &str) -> String {
     let mut text = format!(r#"{{"failed":{{"fault":"{}","message":""#, fault.name());
+    quote(message, &mut text);
+    text.push_str("\"}}");
+    text
+}
+
+/// The cell is without `part`.
+#[must_use]
+pub fn missing(part: &str, why: &str) -> String {
+    let mut text = format!(r#"{{"missing":{{"part":"{part}","why":""#);
+    quote(why, &mut text);
+    text.push_str("\"}}");
+    text
+}
+
+/// Appends `message`, cut, as the inside of a JSON string.
+fn quote(message: &str, text: &mut String) {
     for character in cut(message).chars() {
         match character {
             '"' => text.push_str("\\\""),
@@ -63,8 +79,6 @@ pub fn failed(fault: Fault, message: &str) -> String {
             other => text.push(other),
         }
     }
-    text.push_str("\"}}");
-    text
 }
 
 /// Sends one message.
@@ -107,6 +121,8 @@ mod tests {
         let message = "a \"quote\" \\ back\nline\u{1}\u{7f} ü".to_owned();
         let expected = FromCell::Failed { fault: Theirs::Host, message: message.clone() };
         assert_eq!(read(&failed(Fault::Host, &message)), expected);
+        let expected = FromCell::Missing { part: "cgroup".into(), why: message.clone() };
+        assert_eq!(read(&missing("cgroup", &message)), expected);
         let FromCell::Failed { fault, .. } = read(&failed(Fault::Operator, "x")) else { panic!() };
         assert_eq!(fault, Theirs::Operator);
     }

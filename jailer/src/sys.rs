@@ -111,6 +111,24 @@ pub(crate) fn set_mount_attributes(mount: BorrowedFd<'_>, attributes: MountAttrF
     if result == 0 { Ok(()) } else { Err(last_error()) }
 }
 
+/// A new cgroup namespace, whose root is the cgroup that the process is in.
+pub(crate) fn new_cgroup_namespace() -> Result<(), Errno> {
+    // SAFETY: a plain number; nothing of this process but its view of cgroups changes, and it has one thread.
+    let result = unsafe { libc::unshare(libc::CLONE_NEWCGROUP) };
+    if result == 0 { Ok(()) } else { Err(last_error()) }
+}
+
+/// Gives the process a core scheduling cookie of its own, which its threads inherit: the kernel lets no task with another
+/// cookie run on a sibling thread of its core at the same time (admin-guide/hw-vuln/core-scheduling.rst).
+pub(crate) fn new_core_cookie() -> Result<(), Errno> {
+    const THIS_THREAD: libc::c_ulong = 0;
+    // SAFETY: plain numbers: of this thread, which is the only one, and nowhere to store a cookie.
+    let result = unsafe {
+        libc::prctl(libc::PR_SCHED_CORE, libc::PR_SCHED_CORE_CREATE, THIS_THREAD, THIS_THREAD, THIS_THREAD)
+    };
+    if result == 0 { Ok(()) } else { Err(last_error()) }
+}
+
 /// Makes `to`, one of the three standard descriptors, a copy of `from`.
 pub(crate) fn copy(from: BorrowedFd<'_>, to: RawFd) -> Result<(), Errno> {
     // SAFETY: the standard descriptors are owned by no value; replacing them is what dup3 is for.

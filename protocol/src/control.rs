@@ -105,6 +105,13 @@ pub enum FromCell {
         /// One line that names the thing, and what is instead of it.
         message: String,
     },
+    /// A wall of the cell that the host does not permit, and that the sandbox does without.
+    Missing {
+        /// Which: a few words.
+        part: String,
+        /// One line.
+        why: String,
+    },
     /// The sandbox cannot be, or cannot go on.
     Failed {
         /// Who is to blame.

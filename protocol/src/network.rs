@@ -11,6 +11,8 @@ use std::str::FromStr;
 pub const MAX_RULES: usize = 64;
 /// Most addresses of one network card.
 pub const MAX_ADDRESSES: usize = 8;
+/// Most pairs of queues of one network card.
+pub const MAX_QUEUES: u64 = 8;
 /// Least and most bytes of a packet: IPv6 needs the first, IPv4's length field holds the second.
 pub const MTUS: std::ops::RangeInclusive<u64> = 1280..=65_535;
 

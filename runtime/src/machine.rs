@@ -1,10 +1,12 @@
 //! Composition: from a validated spec and open files to a machine at reset.
 //!
-//! Owns everything that makes up one microVM, and the one `match` from spec to device. Refuses nothing that `spec` and
+//! Owns everything that makes up one microVM (its addresses in `space`, its devices in `virtio` and `drives`). Refuses nothing that `spec` and
 //! `resources` have let pass but what the host refuses. Invariant: [`Machine::build`] never writes guest memory and runs
 //! nothing; what is written into the machine comes after, by `boot` (or, one day, from a snapshot).
 
 mod drives;
+mod space;
+mod virtio;
 
 pub use drives::Drives;
 
@@ -12,40 +14,27 @@ use crate::arch::{self, Slot, VcpuSetup};
 use crate::confine::{self, ConfineError};
 use crate::console::{self, Console};
 use crate::devices::state::{Busy, Devices};
-use crate::devices::virtio::VirtioDevice;
-use crate::devices::virtio::balloon::{Balloon, Tell};
+use crate::devices::virtio::balloon::Tell;
 use crate::devices::virtio::block::BlockError;
-use crate::devices::virtio::console::VirtioConsole;
-use crate::devices::virtio::entropy::Entropy;
-use crate::devices::virtio::event_loop::{EventLoop, LoopHandle};
-use crate::devices::virtio::fs::Fs;
-use crate::devices::virtio::gate::Limit;
-use crate::devices::virtio::limiter::{RateLimiter, TokenBucket};
-use crate::devices::virtio::mem::{Mem, Requested};
-use crate::devices::virtio::mmio::{
-    ACKNOWLEDGE_OFFSET, ACKNOWLEDGED, MmioTransport, NOTIFY_OFFSET, NotPaused,
-};
-use crate::devices::virtio::net::{Net, policy::Policy};
-use crate::devices::virtio::pmem::Pmem;
-use crate::devices::virtio::vsock::{Vsock, VsockAnswers, VsockHost};
+use crate::devices::virtio::event_loop::EventLoop;
+use crate::devices::virtio::mem::Requested;
+use crate::devices::virtio::mmio::{MmioTransport, NotPaused};
+use crate::devices::virtio::vsock::VsockAnswers;
 use crate::devices::{Bus, BusError, i8042::I8042, serial::Serial};
 use crate::kvm::{Hypervisor, KvmError, Vm};
-use crate::memory::{self, DeviceMemory, GuestMemory, Hotplug, Image, MemoryError};
+use crate::memory::{self, GuestMemory, Hotplug, MemoryError};
 use crate::resources::DeviceFiles;
-use crate::spec::{
-    BalloonSpec, BucketSpec, DeviceSpec, HotplugSpec, LimiterSpec, MachineSpec, NetworkSpec, PmemSpec,
-    VolumeSpec,
-};
+use crate::spec::{HotplugSpec, MachineSpec};
 use crate::state::{LoadError, Section};
 use crate::vcpu::{self, Buses, Exits, Vcpu, VcpuHandle};
 use husk_seccomp::Role;
 use kvm_ioctls::VcpuFd;
-use std::fs::File;
+use space::{Space, address_space};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
-use vm_memory::GuestAddress;
+use virtio::Virtio;
 use vmm_sys_util::eventfd::EventFd;
 
 /// Asks husk for a stream to a host port: (request, port); false if it cannot be asked now.
@@ -163,51 +152,20 @@ impl Machine {
     pub fn build(
         shell: Shell,
         spec: MachineSpec,
-        files: DeviceFiles,
-        Voices { ask, tell }: Voices,
+        mut files: DeviceFiles,
+        voices: Voices,
     ) -> Result<Self, MachineError> {
         let Shell { hypervisor, mut vm, vcpus } = shell;
         let Space { memory, images, hotplug, seen } = address_space(&mut vm, &spec, &files.images)?;
         let (event_loop, workers) = EventLoop::new().map_err(descriptor("the device thread"))?;
-        let console = Arc::new(Console::new(files.console));
+        let console = Arc::new(Console::new(files.console.take()));
         let reset = event("i8042")?;
         let (ports, serial) = ports(&vm, &console, &reset)?;
         let (ports, devices) = (Arc::new(ports), Devices::new(serial));
         let loops = vec![Loop { role: Role::Device, thread: "husk-device".into(), event_loop }];
         let drives = Drives::new().map_err(descriptor("drives"))?;
         let mut virtio = Virtio::on(&vm, &seen, hotplug.as_ref(), (workers, loops, devices, drives));
-        let mut vsock = None;
-        let (mut disks, mut taps) = (files.drives.into_iter(), files.taps.into_iter());
-        let (mut images, mut volumes) = (images.iter(), files.volumes.into_iter());
-        let mut streams = Some((files.exec, files.vsock_listener, ask));
-        for device in spec.device_specs() {
-            let name = device.name();
-            let mut workers = virtio.workers.clone();
-            let device: Box<dyn VirtioDevice> = match device {
-                DeviceSpec::Drive(drive) => {
-                    let (disk, own) = virtio.drive(drive, next_of(&mut disks, &name)?, &name)?;
-                    workers = own;
-                    Box::new(disk)
-                }
-                DeviceSpec::Network(card) => {
-                    let tap = next_of(&mut taps, &name)?;
-                    Box::new(network_card(card, tap, &name)?)
-                }
-                DeviceSpec::Vsock(it) => {
-                    let host = streams.take().map_or_else(VsockHost::default, |it| socket_host(&spec, it));
-                    let (device, answers) = Vsock::new(it.cid().into(), host).map_err(descriptor("vsock"))?;
-                    vsock = Some(answers);
-                    Box::new(device)
-                }
-                DeviceSpec::Entropy(it) => Box::new(Entropy::new(limit(it.limiter(), &name)?)),
-                DeviceSpec::Console => Box::new(printer(&console).map_err(descriptor(&name))?),
-                DeviceSpec::Balloon(it) => Box::new(balloon(it, &tell).map_err(descriptor(&name))?),
-                DeviceSpec::Hotplug(it) => Box::new(virtio.memory_device(it, &name)?),
-                DeviceSpec::Pmem(_) => Box::new(Pmem::new(next_of(&mut images, &name)?)),
-                DeviceSpec::Volume(it) => Box::new(volume(it, volumes.next(), &name)?),
-            };
-            virtio.add(device, &name, workers)?;
-        }
+        let vsock = virtio.add_all(&spec, files, &images, (voices, &console))?;
         let Virtio { mmio, slots, loops, devices, drives, requested, .. } = virtio;
         let buses = Buses { ports, mmio: Arc::new(mmio) };
         let exits = Arc::new(Exits::new().map_err(descriptor("vCPUs"))?);
@@ -362,57 +320,9 @@ impl Machine {
     }
 }
 
-/// The host's side of the socket device: exec channel, listener and the way to ask husk.
-fn socket_host(
-    spec: &MachineSpec,
-    (exec, listener, ask): (Option<OwnedFd>, Option<OwnedFd>, Ask),
-) -> VsockHost {
-    // Only a vsock with a path on the host has other ports to ask husk for.
-    let ask = listener.is_some().then_some(ask);
-    VsockHost { exec: spec.exec().map(|exec| exec.port()).zip(exec), listener, ask }
-}
-
 /// What has come along for `device`.
 fn next_of<T>(files: &mut impl Iterator<Item = T>, device: &str) -> Result<T, MachineError> {
     files.next().ok_or_else(|| MachineError::NoSlot { device: device.into() })
-}
-
-/// What the guest finds at its addresses beside devices' registers.
-struct Space {
-    /// What is there from the start.
-    memory: GuestMemory,
-    images: Vec<Image>,
-    hotplug: Option<Hotplug>,
-    /// All of it, as devices see it.
-    seen: DeviceMemory,
-}
-
-fn address_space(vm: &mut Vm, spec: &MachineSpec, files: &[(File, u64)]) -> Result<Space, MachineError> {
-    let ranges = arch::memory_ranges(spec.memory().bytes());
-    let memory = memory::map(&ranges, spec.memory().backing())?;
-    let images = map_images(spec, files)?;
-    vm.add_memory(&memory)?;
-    vm.add_images(&images)?;
-    let mut seen = DeviceMemory::new(&memory, &images)?;
-    let end = images.last().map_or(0, |image| image.start() + image.bytes());
-    let start = GuestAddress(arch::hotplug_start(end.max(arch::images_start(spec.memory().bytes()))));
-    let hotplug = spec.hotplug().map(|it| Hotplug::map(it.bytes(), start)).transpose()?;
-    if let Some(hotplug) = &hotplug {
-        vm.add_hotplug(hotplug)?;
-        seen = seen.with_hotplug(hotplug)?;
-    }
-    Ok(Space { memory, images, hotplug, seen })
-}
-
-/// The images in the spec's order, one above the other, above the guest's memory. The files are not needed any more then.
-fn map_images(spec: &MachineSpec, files: &[(File, u64)]) -> Result<Vec<Image>, MemoryError> {
-    let mut start = arch::images_start(spec.memory().bytes());
-    let map = |(image, (file, bytes)): (&PmemSpec, &(File, u64))| {
-        let image = Image::map(file, image.id(), *bytes, GuestAddress(start))?;
-        start = arch::after(image.start() + image.bytes());
-        Ok(image)
-    };
-    spec.pmem().iter().zip(files).map(map).collect()
 }
 
 fn make_vcpus(
@@ -426,110 +336,6 @@ fn make_vcpus(
         (vcpu.with_hotplug(hotplug.cloned()), handle)
     };
     (0..).zip(fds).map(make).unzip()
-}
-
-fn volume(it: &VolumeSpec, socket: Option<OwnedFd>, name: &str) -> Result<Fs, MachineError> {
-    let socket = socket.ok_or_else(|| MachineError::NoSlot { device: name.into() })?;
-    let fs = Fs::new(it.tag(), socket).map_err(descriptor(name))?;
-    Ok(fs.with_limit(limit(it.limiter(), name)?))
-}
-
-fn balloon(it: &BalloonSpec, tell: &Tell) -> io::Result<Balloon> {
-    let balloon = Balloon::new(it.amount_mib(), it.deflate_on_oom(), it.free_page_reporting());
-    match it.statistics() {
-        Some(interval) => balloon.with_statistics(interval, Arc::clone(tell)),
-        None => Ok(balloon),
-    }
-}
-
-fn printer(console: &Arc<Console>) -> io::Result<VirtioConsole> {
-    VirtioConsole::new(Arc::clone(console), |memory| arch::screen::text(memory.ram()))
-}
-
-fn network_card(card: &NetworkSpec, tap: OwnedFd, name: &str) -> Result<Net, MachineError> {
-    let policy = Policy::new(card.allow().to_vec(), card.addresses().to_vec());
-    let net = Net::new(tap, card.mac(), card.mtu(), policy);
-    Ok(net.with_limits(limit(card.receive_limiter(), name)?, limit(card.transmit_limiter(), name)?))
-}
-
-/// The rate limiter that `spec` asks for, full from now on.
-fn limit(spec: Option<LimiterSpec>, device: &str) -> Result<Option<Limit>, MachineError> {
-    let bucket = |it: BucketSpec| TokenBucket::new(it.size(), it.burst(), it.refill_ms());
-    let limiter = spec.map(|it| RateLimiter::new(it.bandwidth().map(bucket), it.operations().map(bucket)));
-    limiter.map(|limiter| Limit::new(limiter).map_err(descriptor(device))).transpose()
-}
-
-/// Puts virtio devices on the bus, one slot after the other.
-struct Virtio<'a> {
-    vm: &'a Vm,
-    memory: &'a DeviceMemory,
-    hotplug: Option<&'a Hotplug>,
-    /// The loop that never waits for the host.
-    workers: LoopHandle,
-    loops: Vec<Loop>,
-    mmio: Bus,
-    slots: Vec<Slot>,
-    /// Of the memory device, until it is on the bus.
-    asked: Option<Requested>,
-    requested: Option<(Requested, Arc<MmioTransport>)>,
-    devices: Devices,
-    drives: Drives,
-}
-
-impl<'a> Virtio<'a> {
-    fn on(
-        vm: &'a Vm,
-        memory: &'a DeviceMemory,
-        hotplug: Option<&'a Hotplug>,
-        (workers, loops, devices, drives): (LoopHandle, Vec<Loop>, Devices, Drives),
-    ) -> Self {
-        let (mmio, slots) = (Bus::new(), Vec::new());
-        Self {
-            vm,
-            memory,
-            hotplug,
-            workers,
-            loops,
-            mmio,
-            slots,
-            asked: None,
-            requested: None,
-            devices,
-            drives,
-        }
-    }
-
-    fn memory_device(&mut self, it: &HotplugSpec, name: &str) -> Result<Mem, MachineError> {
-        let mem = Mem::new(next_of(&mut self.hotplug.into_iter(), name)?);
-        mem.requested().set(it.requested());
-        self.asked = Some(mem.requested());
-        Ok(mem)
-    }
-
-    fn add(
-        &mut self,
-        device: Box<dyn VirtioDevice>,
-        name: &str,
-        workers: LoopHandle,
-    ) -> Result<(), MachineError> {
-        let slot =
-            arch::slot(self.slots.len()).ok_or_else(|| MachineError::NoSlot { device: name.into() })?;
-        let line = Box::new(self.vm.irq_line(slot.irq));
-        let transport = MmioTransport::new(device, self.memory.clone(), line, workers);
-        let transport = transport.map_err(descriptor(name))?;
-        for (queue, kick) in (0_u32..).zip(transport.queue_notifiers()) {
-            self.vm.ioeventfd(kick, slot.address + NOTIFY_OFFSET, Some(queue))?;
-        }
-        let acknowledgements = transport.acknowledgements();
-        self.vm.ioeventfd(acknowledgements, slot.address + ACKNOWLEDGE_OFFSET, Some(ACKNOWLEDGED))?;
-        self.devices.add(name, Arc::clone(&transport));
-        insert(&mut self.mmio, (slot.address, arch::MMIO_BYTES), transport.clone(), name)?;
-        self.slots.push(slot);
-        if let Some(asked) = self.asked.take() {
-            self.requested = Some((asked, transport));
-        }
-        Ok(())
-    }
 }
 
 /// The I/O ports: serial port and keyboard controller.

@@ -4,7 +4,7 @@
 //! twice, a path (the cell has none), and files that cannot be what their role needs. Invariant: a descriptor has one role;
 //! one without a role is closed before the guest runs.
 
-use crate::spec::{DriveSpec, MachineSpec};
+use crate::spec::{DriveSpec, MachineSpec, WireSpec};
 use husk_protocol::spec::FileRef;
 use rustix::fs::{FileType, OFlags, SeekFrom, fcntl_getfl, fstat, seek};
 use rustix::io::Errno;
@@ -122,8 +122,9 @@ pub struct BootFiles {
 pub struct DeviceFiles {
     /// A file a drive, in the spec's order: regular or a block device, whole sectors, open as the drive needs.
     pub drives: Vec<File>,
-    /// The tap of each network card, in the spec's order: open for reading and writing, without waiting.
-    pub taps: Vec<OwnedFd>,
+    /// The tap of each network card, its queues open for reading and writing, without waiting, or its connected unix stream
+    /// socket; in the spec's order, at least one each.
+    pub wires: Vec<Vec<OwnedFd>>,
     /// The file of each image in memory and its bytes, in the spec's order: regular, not empty, open for reading alone.
     pub images: Vec<(File, u64)>,
     /// The connected unix stream socket of each volume's server, in the spec's order.
@@ -152,10 +153,15 @@ impl Resources {
             let role = format!("drives[{}].path_on_host (drive {:?})", drives.len(), drive.id());
             drives.push(pool.disk(&role, drive)?);
         }
-        let mut taps = Vec::with_capacity(spec.networks().len());
+        let mut wires = Vec::with_capacity(spec.networks().len());
         for card in spec.networks() {
-            let role = format!("network-interfaces[{}].tap ({:?})", taps.len(), card.id());
-            taps.push(pool.tap(&role, card.tap())?);
+            let role = |key| format!("network-interfaces[{}].{key} ({:?})", wires.len(), card.id());
+            wires.push(match card.wire() {
+                WireSpec::Tap(queues) => {
+                    queues.iter().map(|tap| pool.tap(&role("tap"), tap)).collect::<Result<_, _>>()?
+                }
+                WireSpec::Stream(stream) => vec![pool.socket(&role("stream"), stream, false)?],
+            });
         }
         let mut images = Vec::with_capacity(spec.pmem().len());
         for image in spec.pmem() {
@@ -172,7 +178,7 @@ impl Resources {
         let exec = spec.exec().map(|exec| pool.socket("exec.channel", exec.channel(), false)).transpose()?;
         let console = spec.console().map(|file| pool.take("console.output", file)).transpose()?;
         let boot = BootFiles { kernel, initrd };
-        let devices = DeviceFiles { drives, taps, images, volumes, vsock_listener, exec, console };
+        let devices = DeviceFiles { drives, wires, images, volumes, vsock_listener, exec, console };
         Ok(Self { kvm, boot, devices })
     }
 }

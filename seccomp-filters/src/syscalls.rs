@@ -91,6 +91,7 @@ pub(crate) const SYSCALLS: &[Syscall] = &[
     both("renameat2", 316, 276),
     both("rt_sigaction", 13, 134),
     both("rt_sigprocmask", 14, 135),
+    both("restart_syscall", 219, 128),
     both("rt_sigreturn", 15, 139),
     both("sched_getaffinity", 204, 123),
     both("sched_setaffinity", 203, 122),

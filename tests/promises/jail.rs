@@ -11,7 +11,7 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 use std::process::{Child, Command, Stdio};
 
 /// Everything that the attempts aim at, alive while the test runs.
-struct Outside {
+pub(crate) struct Outside {
     scratch: Scratch,
     file: String,
     socket: String,
@@ -24,7 +24,12 @@ struct Outside {
 }
 
 impl Outside {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
+        Self::with_victim(Command::new("sleep"))
+    }
+
+    /// `sleep` is the start of the process that attempts aim at.
+    pub(crate) fn with_victim(mut sleep: Command) -> Self {
         let scratch = Scratch::new();
         let file = scratch.file("secret", b"x");
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
@@ -36,7 +41,7 @@ impl Outside {
         Self {
             file,
             port: inet.local_addr().unwrap().port().to_string(),
-            victim: Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn().unwrap(),
+            victim: sleep.arg("1000").stdin(Stdio::null()).spawn().unwrap(),
             _unix: UnixListener::bind(&socket).unwrap(),
             _abstract: UnixListener::bind_addr(&address).unwrap(),
             _inet: inet,
@@ -47,7 +52,7 @@ impl Outside {
     }
 
     /// Each attempt and what it aims at.
-    fn attempts(&self) -> Vec<(&'static str, String)> {
+    pub(crate) fn attempts(&self) -> Vec<(&'static str, String)> {
         let pid = self.victim.id().to_string();
         vec![
             ("open-file", self.file.clone()),

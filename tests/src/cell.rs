@@ -20,6 +20,8 @@ pub enum Ending {
 
 /// The user that cells of tests run as.
 pub const USER: u32 = 654_321;
+/// The cgroup below which they are.
+const PARENT: &str = "husk";
 
 /// Runs one attempt without any cell, as root.
 ///
@@ -43,30 +45,41 @@ pub fn outside(attempt: &str, target: &str) -> Ending {
 #[must_use]
 #[track_caller]
 pub fn inside(attempt: &str, target: &str, role: Option<&str>) -> Ending {
+    let mut command = Command::new(libexec().join("husk-jailer"));
+    command.args(["--uid", &USER.to_string(), "--gid", &USER.to_string()]);
+    command.arg("--exec-file").arg(sibling("husk-probe"));
+    let id = format!("probe-{}-{attempt}", std::process::id());
+    let ending = in_cell(command, &id, [attempt, target], role);
+    remove(&id);
+    ending
+}
+
+/// Runs one attempt, with what it aims at, in the cell that `jailer` builds, whose command line lacks only what this adds.
+///
+/// # Panics
+/// The cell cannot be built, or the probe ends without a word.
+#[must_use]
+#[track_caller]
+pub fn in_cell(mut jailer: Command, id: &str, [attempt, target]: [&str; 2], role: Option<&str>) -> Ending {
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
         .unwrap_or_else(|error| panic!("socketpair: {error}"));
-    let id = format!("probe-{}-{}", std::process::id(), attempt);
-    let mut command = Command::new(libexec().join("husk-jailer"));
-    command.args(["--id", &id, "--uid", &USER.to_string(), "--gid", &USER.to_string()]);
-    command.arg("--exec-file").arg(sibling("husk-probe")).args(["--control-fd", "3", "--"]);
-    command.args(["--control-fd", "3", "--attempt", attempt, "--target", target]);
+    jailer.args(["--id", id, "--control-fd", "3", "--"]);
+    jailer.args(["--control-fd", "3", "--attempt", attempt, "--target", target]);
     if let Some(role) = role {
-        command.args(["--layer", "whole", "--role", role]);
+        jailer.args(["--layer", "whole", "--role", role]);
     }
     let raw = theirs.as_raw_fd();
     let at_three = move || place_at_three(raw);
     #[expect(unsafe_code, reason = "the child's descriptor 3 is the control socket")]
     // SAFETY: `place_at_three` makes one async-signal-safe call, and `theirs` is open until after the spawn.
     unsafe {
-        command.pre_exec(at_three);
+        jailer.pre_exec(at_three);
     }
-    let output = command.output().unwrap_or_else(|error| panic!("husk-jailer: {error}"));
+    let output = jailer.output().unwrap_or_else(|error| panic!("husk-jailer: {error}"));
     drop(theirs);
     assert!(output.status.success(), "husk-jailer: {}", String::from_utf8_lossy(&output.stderr));
     let (pid, line) = listen(&ours);
-    let status = reap(pid);
-    remove(&id);
-    ending(&line, status)
+    ending(&line, reap(pid))
 }
 
 /// Reads messages to their end: the process id of the clone, and the probe's own line.
@@ -105,12 +118,8 @@ fn reap(pid: i32) -> ExitStatus {
 
 /// What a jailer leaves to whoever called it.
 fn remove(id: &str) {
-    let jail = format!("/run/husk/jail/husk-probe/{id}");
-    drop(std::fs::remove_dir(format!("{jail}/root")));
-    drop(std::fs::remove_dir(jail));
-    drop(std::fs::remove_dir("/run/husk/jail/husk-probe"));
     for hierarchy in ["", "cpu/", "cpuset/", "memory/", "pids/"] {
-        drop(std::fs::remove_dir(format!("/sys/fs/cgroup/{hierarchy}husk/{id}")));
+        drop(std::fs::remove_dir(format!("/sys/fs/cgroup/{hierarchy}{PARENT}/{id}")));
     }
 }
 

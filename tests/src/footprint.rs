@@ -15,14 +15,8 @@ pub struct Footprint {
 pub const STATE: &str = "/run/husk";
 
 /// What the first sandbox of a machine makes for all that follow, by rule and empty: no sandbox's trace.
-const STANDING: [&str; 6] = [
-    "file /run/husk/sandboxes",
-    "file /run/husk/slots",
-    "file /run/husk/jail",
-    "file /run/husk/jail/husk-runtime",
-    "file /run/husk/jail/husk-probe",
-    "cgroup /sys/fs/cgroup/husk",
-];
+const STANDING: [&str; 3] =
+    ["file /run/husk/sandboxes", "file /run/husk/slots", "cgroup /sys/fs/cgroup/husk"];
 
 impl Footprint {
     /// Counts now.

@@ -94,6 +94,12 @@ impl Husk {
     pub fn new<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Self {
         let mut command = Command::new(binary());
         command.args(args);
+        Self::from_command(command)
+    }
+
+    /// A husk that is started otherwise.
+    #[must_use]
+    pub fn from_command(command: Command) -> Self {
         Self { command, stdin: None, deadline: DEADLINE }
     }
 

@@ -17,6 +17,7 @@ pub mod guest_vsock;
 pub mod husk;
 pub mod load;
 pub mod loops;
+pub mod ordinary;
 pub mod payload;
 pub mod processes;
 pub mod ptrace;

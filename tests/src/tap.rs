@@ -13,6 +13,8 @@ use std::process::Command;
 #[derive(Debug)]
 pub struct Tap {
     name: String,
+    /// `IFF_MULTI_QUEUE`, or nothing.
+    queues: libc::c_int,
 }
 
 impl Tap {
@@ -23,9 +25,24 @@ impl Tap {
     #[must_use]
     #[track_caller]
     pub fn new(name: &str, addresses: &[&str]) -> Self {
-        let file = attach(name).unwrap_or_else(|error| panic!("tap {name}: {error}"));
+        Self::made(name, addresses, 0)
+    }
+
+    /// The same with several queues, as many as whoever opens it wants.
+    ///
+    /// # Panics
+    /// As [`Tap::new`].
+    #[must_use]
+    #[track_caller]
+    pub fn with_queues(name: &str, addresses: &[&str]) -> Self {
+        Self::made(name, addresses, libc::IFF_MULTI_QUEUE)
+    }
+
+    #[track_caller]
+    fn made(name: &str, addresses: &[&str], queues: libc::c_int) -> Self {
+        let file = attach(name, queues).unwrap_or_else(|error| panic!("tap {name}: {error}"));
         persist(&file, true).unwrap_or_else(|error| panic!("tap {name} cannot stay: {error}"));
-        let tap = Self { name: name.to_owned() };
+        let tap = Self { name: name.to_owned(), queues };
         // Its addresses are nobody else's, and are needed at once.
         let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/accept_dad"), "0");
         for address in addresses {
@@ -42,7 +59,8 @@ impl Tap {
     #[must_use]
     #[track_caller]
     pub fn owned_by(self, uid: u32) -> Self {
-        let file = attach(&self.name).unwrap_or_else(|error| panic!("tap {}: {error}", self.name));
+        let file =
+            attach(&self.name, self.queues).unwrap_or_else(|error| panic!("tap {}: {error}", self.name));
         // SAFETY: the request takes its argument by value.
         let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOWNER, libc::c_ulong::from(uid)) };
         assert!(result == 0, "tap {}: {}", self.name, io::Error::last_os_error());
@@ -66,14 +84,14 @@ impl Tap {
     /// # Errors
     /// Somebody has done so already.
     pub fn occupy(&self) -> io::Result<File> {
-        attach(&self.name)
+        attach(&self.name, self.queues)
     }
 }
 
 impl Drop for Tap {
     fn drop(&mut self) {
         // A husk that is just ending may hold it for a moment yet; then the deletion by name does it.
-        let gone = attach(&self.name).and_then(|file| persist(&file, false));
+        let gone = attach(&self.name, self.queues).and_then(|file| persist(&file, false));
         if gone.is_err() {
             let _ = Command::new("/bin/busybox").args(["ip", "link", "del", &self.name]).status();
         }
@@ -87,7 +105,7 @@ fn ip(args: &[&str]) {
     assert!(output.status.success(), "ip {args:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-fn attach(name: &str) -> io::Result<File> {
+fn attach(name: &str, queues: libc::c_int) -> io::Result<File> {
     let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
     // SAFETY: all-zero bytes are a valid ifreq: a name of NULs and a union of integers.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
@@ -95,7 +113,7 @@ fn attach(name: &str) -> io::Result<File> {
     for (to, from) in request.ifr_name[..room].iter_mut().zip(name.bytes()) {
         *to = libc::c_char::from_ne_bytes([from]);
     }
-    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | queues;
     request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).unwrap_or(0);
     // SAFETY: `request` is an ifreq that lives through the call; its name is terminated.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };

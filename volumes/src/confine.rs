@@ -5,7 +5,7 @@
 
 use husk_seccomp::{InstallError, Role};
 use rustix::io::Errno;
-use rustix::process::{chdir, chroot};
+use rustix::process::{DumpableBehavior, chdir, chroot, set_dumpable_behavior};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
 /// The directory cannot become the root.
@@ -25,6 +25,8 @@ pub enum ConfineError {
 /// See [`ConfineError`]; the process is not confined then.
 pub fn enter(directory: &str, writable: bool) -> Result<(), ConfineError> {
     let named = |step| move |errno| ConfineError::Step(step, errno);
+    // Executing a readable file has made the process dumpable again: nobody of the same user may look inside.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(named("be nobody else's to look at"))?;
     chdir(directory).map_err(named("enter the directory"))?;
     chroot(".").map_err(named("make the directory the root"))?;
     let left = capabilities(None).map_err(named("read capabilities"))?.permitted - CapabilitySet::SYS_CHROOT;

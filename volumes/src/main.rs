@@ -1,6 +1,6 @@
 //! `husk-fs`: serves the directory /volume, in the cell that the jailer built, to the guest behind descriptor 4.
 //!
-//! One of its arguments may be `rw`. It ends when the socket does; its last words, if it has any, go to the control socket.
+//! Its arguments may be `rw`, and `single-owner`: every user of the guest makes files as the server's own. It ends when the socket does; its last words, if it has any, go to the control socket.
 
 use husk_fs::{Volume, confine, serve};
 use rustix::net::{SendFlags, send};
@@ -12,12 +12,13 @@ use std::process::ExitCode;
 const DIRECTORY: &str = "/volume";
 
 fn main() -> ExitCode {
-    let writable = std::env::args_os().skip(1).any(|word| word == "rw");
+    let has = |flag: &str| std::env::args_os().skip(1).any(|word| word == flag);
+    let (writable, single_owner) = (has("rw"), has("single-owner"));
     let [control, socket] = match husk_fs::inherited::descriptors() {
         Some(descriptors) => descriptors,
         None => return ExitCode::FAILURE,
     };
-    match run(socket, writable) {
+    match run(socket, writable, single_owner) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let text = error.to_string().replace(['"', '\\'], "'");
@@ -28,8 +29,10 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(socket: OwnedFd, writable: bool) -> Result<(), Box<dyn std::error::Error>> {
-    let volume = Volume::new("/", writable)?;
+fn run(socket: OwnedFd, writable: bool, single_owner: bool) -> Result<(), Box<dyn std::error::Error>> {
+    // Executed from a descriptor, it would be called by its number. A name is for people; without it all is the same.
+    let _unnamed = rustix::thread::set_name(c"husk-fs");
+    let volume = Volume::new("/", writable)?.with_single_owner(single_owner);
     confine::enter(DIRECTORY, writable)?;
     serve(UnixStream::from(socket), volume)?;
     Ok(())

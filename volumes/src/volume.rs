@@ -36,6 +36,7 @@ type Opened<T> = io::Result<(T, Option<u64>, OpenOptions, Option<u32>)>;
 pub struct Volume {
     files: PassthroughFs<()>,
     writable: bool,
+    single_owner: bool,
 }
 
 impl Volume {
@@ -52,7 +53,23 @@ impl Volume {
             allow_direct_io: false,
             ..Config::default()
         };
-        Ok(Self { files: PassthroughFs::new(config)?, writable })
+        Ok(Self { files: PassthroughFs::new(config)?, writable, single_owner: false })
+    }
+
+    /// With `single_owner` what any of the guest's users makes is the server's own, who can become nobody else.
+    #[must_use]
+    pub fn with_single_owner(self, single_owner: bool) -> Self {
+        Self { single_owner, ..self }
+    }
+
+    /// In whose name something is made.
+    fn maker(&self, ctx: &Context) -> Context {
+        let mut maker = *ctx;
+        if self.single_owner {
+            // The server is root to itself, and changes nothing for root.
+            (maker.uid, maker.gid) = (0, 0);
+        }
+        maker
     }
 
     fn changes(&self) -> io::Result<()> {
@@ -116,6 +133,12 @@ impl FileSystem for Volume {
     ) -> io::Result<(stat64, Duration)> {
         self.changes()?;
         attr.st_mode &= !PRIVILEGED;
+        let to_another = |flag, id| valid.contains(flag) && id != 0;
+        let given_away =
+            to_another(SetattrValid::UID, attr.st_uid) || to_another(SetattrValid::GID, attr.st_gid);
+        if self.single_owner && given_away {
+            return Err(io::Error::from_raw_os_error(libc::EPERM));
+        }
         self.files.setattr(ctx, inode, attr, handle, valid)
     }
 
@@ -125,7 +148,7 @@ impl FileSystem for Volume {
 
     fn symlink(&self, ctx: &Context, target: &CStr, parent: u64, entry: &CStr) -> io::Result<Entry> {
         self.changes()?;
-        self.files.symlink(ctx, target, parent, name(entry)?)
+        self.files.symlink(&self.maker(ctx), target, parent, name(entry)?)
     }
 
     fn mknod(
@@ -138,12 +161,12 @@ impl FileSystem for Volume {
         umask: u32,
     ) -> io::Result<Entry> {
         self.changes()?;
-        self.files.mknod(ctx, parent, name(entry)?, mode & !PRIVILEGED, rdev, umask)
+        self.files.mknod(&self.maker(ctx), parent, name(entry)?, mode & !PRIVILEGED, rdev, umask)
     }
 
     fn mkdir(&self, ctx: &Context, parent: u64, entry: &CStr, mode: u32, umask: u32) -> io::Result<Entry> {
         self.changes()?;
-        self.files.mkdir(ctx, parent, name(entry)?, mode & !PRIVILEGED, umask)
+        self.files.mkdir(&self.maker(ctx), parent, name(entry)?, mode & !PRIVILEGED, umask)
     }
 
     fn unlink(&self, ctx: &Context, parent: u64, entry: &CStr) -> io::Result<()> {
@@ -187,7 +210,7 @@ impl FileSystem for Volume {
     fn create(&self, ctx: &Context, parent: u64, entry: &CStr, args: CreateIn) -> Opened<Entry> {
         self.changes()?;
         let args = CreateIn { mode: args.mode & !PRIVILEGED, ..args };
-        self.files.create(ctx, parent, name(entry)?, args)
+        self.files.create(&self.maker(ctx), parent, name(entry)?, args)
     }
 
     fn read(

@@ -4,6 +4,7 @@
 //! themselves; what needs a look at the machine is refused later, by `plan`.
 
 use crate::change::Ask;
+use crate::isolation::Isolation;
 use crate::options::{BOOT_TIMEOUT, DriveOption, NetworkOption, Options, PmemOption, VolumeOption};
 use crate::units;
 use argh::FromArgs;
@@ -137,7 +138,7 @@ pub(crate) struct Run {
     /// give the guest the host's random bytes: a virtio device behind /dev/hwrng
     #[argh(switch)]
     entropy: bool,
-    /// network: none, or tap=NAME for a tap that is there; by default the guest may send nowhere; default: none
+    /// network: none, user (through passt, as any program of the host's), or tap=NAME[,queues=N] for a tap that is there; by default the guest may send nowhere; default: none
     #[argh(option, arg_name = "net", from_str_fn(net))]
     net: Option<Net>,
     /// where the guest may send TCP and UDP to, as in 10.0.0.0/8:443, 192.0.2.1:*, [2001:db8::/32]:443; may be repeated
@@ -155,6 +156,9 @@ pub(crate) struct Run {
     /// refuse to run where husk doctor says unsafe
     #[argh(switch)]
     strict: bool,
+    /// strict: what the host does not permit of the jail is refused; best-effort: it is left out and reported; default: strict
+    #[argh(option, arg_name = "how", from_str_fn(isolation))]
+    isolation: Option<Isolation>,
     /// name of the sandbox: letters, digits and hyphens, at most 64; default: random
     #[argh(option, arg_name = "id")]
     id: Option<String>,
@@ -288,14 +292,29 @@ fn huge_page(text: &str) -> Result<(), String> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Net {
     None,
-    Tap(String),
+    User,
+    Tap(String, Option<u64>),
 }
 
 fn net(text: &str) -> Result<Net, String> {
     match (text, text.strip_prefix("tap=")) {
         ("none", _) => Ok(Net::None),
-        (_, Some(name)) if !name.is_empty() => Ok(Net::Tap(name.to_owned())),
-        _ => Err("a network is none or tap=NAME".into()),
+        ("user", _) => Ok(Net::User),
+        (_, Some(tap)) if !tap.is_empty() => {
+            let (name, queues) = tap.split_once(",queues=").map_or((tap, None), |(a, b)| (a, Some(b)));
+            let number = queues.map(str::parse).transpose();
+            let number = number.map_err(|_| format!("queues={} is no number", queues.unwrap_or_default()))?;
+            Ok(Net::Tap(name.to_owned(), number))
+        }
+        _ => Err("a network is none, user or tap=NAME[,queues=N]".into()),
+    }
+}
+
+fn isolation(text: &str) -> Result<Isolation, String> {
+    match text {
+        "strict" => Ok(Isolation::Strict),
+        "best-effort" => Ok(Isolation::BestEffort),
+        _ => Err("isolation is strict or best-effort".into()),
     }
 }
 
@@ -322,16 +341,18 @@ pub(crate) struct Telling {
 impl Run {
     fn network(&mut self) -> Result<Option<NetworkOption>, String> {
         let option = NetworkOption {
-            tap: String::new(),
+            tap: None,
+            queues: None,
             allow: std::mem::take(&mut self.allow),
             addresses: std::mem::take(&mut self.guest_ip),
             gateways: std::mem::take(&mut self.gateway),
             dns: std::mem::take(&mut self.dns),
         };
         match self.net.take() {
-            Some(Net::Tap(tap)) => Ok(Some(NetworkOption { tap, ..option })),
+            Some(Net::Tap(tap, queues)) => Ok(Some(NetworkOption { tap: Some(tap), queues, ..option })),
+            Some(Net::User) => Ok(Some(option)),
             _ if option == NetworkOption::default() => Ok(None),
-            _ => Err("--allow, --guest-ip, --gateway and --dns need --net tap=NAME".into()),
+            _ => Err("--allow, --guest-ip, --gateway and --dns need --net user or --net tap=NAME".into()),
         }
     }
 
@@ -379,6 +400,7 @@ impl Run {
             vsock: self.vsock,
             entropy: self.entropy,
             strict: self.strict,
+            isolation: self.isolation.unwrap_or_default(),
             command,
         })
     }
@@ -389,11 +411,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_network_is_none_or_a_tap() {
+    fn isolation_is_strict_or_best_effort() {
+        assert_eq!(isolation("strict"), Ok(Isolation::Strict));
+        assert_eq!(isolation("best-effort"), Ok(Isolation::BestEffort));
+        assert!(isolation("none").is_err());
+    }
+
+    #[test]
+    fn a_network_is_none_a_users_or_a_tap() {
         assert_eq!(net("none"), Ok(Net::None));
-        assert_eq!(net("tap=husk0"), Ok(Net::Tap("husk0".into())));
-        for wrong in ["", "tap", "tap=", "husk0", "bridge=br0"] {
-            assert!(net(wrong).unwrap_err().contains("none or tap=NAME"), "{wrong}");
+        assert_eq!(net("user"), Ok(Net::User));
+        assert_eq!(net("tap=husk0"), Ok(Net::Tap("husk0".into(), None)));
+        assert_eq!(net("tap=husk0,queues=2"), Ok(Net::Tap("husk0".into(), Some(2))));
+        assert!(net("tap=husk0,queues=two").unwrap_err().contains("queues=two is no number"));
+        for wrong in ["", "tap", "tap=", "users", "husk0", "bridge=br0"] {
+            assert!(net(wrong).unwrap_err().contains("none, user or tap=NAME"), "{wrong}");
         }
     }
 

@@ -254,7 +254,7 @@ fn updated(id: Option<&str>, error: Option<(Fault, String)>) -> u8 {
 
 fn collect() -> u8 {
     let state = State::usual();
-    let collected = gc::collect(&state, &Hierarchies::of_this_machine(state.cgroup_parent()), true);
+    let collected = gc::collect(&state, &Hierarchies::of(&state), true);
     let images = pack::usual_cache().map(|cache| pack::collect(&cache)).unwrap_or_default();
     let lines: Vec<String> =
         collected.removed.iter().chain(&images).map(|path| format!("removed {}", path.display())).collect();

@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 
 /// Long options that take a value. A test holds this against argh's own opinion.
-const VALUED: [&str; 26] = [
+const VALUED: [&str; 27] = [
     "--rootfs",
     "--kernel",
     "--initrd",
@@ -30,6 +30,7 @@ const VALUED: [&str; 26] = [
     "--guest-ip",
     "--gateway",
     "--dns",
+    "--isolation",
     "--id",
     "--name",
     "--signal",

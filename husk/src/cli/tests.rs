@@ -95,6 +95,7 @@ fn the_table_is_aligned() {
         booted_mib: 128,
         command: vec![command.into(), "1000\x1b".into()],
         drives: Vec::new(),
+        cgroup: None,
         vsock: None,
     };
     let text = table(&[record("abc", "sleep"), record("a-very-long-name-of-one", "x")], 66_000);

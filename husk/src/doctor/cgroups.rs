@@ -137,7 +137,7 @@ impl Facts {
         let Some((group, owner, controllers)) = &self.own else {
             return Check::new(
                 name,
-                Verdict::Note,
+                Verdict::Unusable,
                 "unknown: this process is in no v2 group that can be seen",
                 WHY,
             );
@@ -147,11 +147,11 @@ impl Facts {
         let mend = "systemd-run --user --scope -p Delegate=yes husk … (as the user)";
         if *owner != user.uid {
             let found = format!("{group} is user {owner}'s, not yours");
-            return Check::new(name, Verdict::Note, found, WHY).mend(mend);
+            return Check::new(name, Verdict::Unusable, found, WHY).mend(mend);
         }
         if !lacks.is_empty() {
             let found = format!("{group} is yours, without {}", lacks.join(" "));
-            return Check::new(name, Verdict::Note, found, WHY)
+            return Check::new(name, Verdict::Unusable, found, WHY)
                 .mend("systemctl edit user@.service: [Service] Delegate=cpu cpuset memory pids");
         }
         Check::new(name, Verdict::Ok, format!("{group} is yours, with memory and pids"), WHY)

@@ -134,7 +134,7 @@ impl Facts {
         let mut checks = vec![
             self.release(),
             privileges(*user),
-            self.user_namespaces(),
+            self.user_namespaces(user),
             self.seccomp(),
             self.core_dumps(),
         ];
@@ -157,22 +157,27 @@ impl Facts {
     }
 
     /// What cells of ordinary users are made of.
-    fn user_namespaces(&self) -> Check {
-        const WHY: &str = "root needs none; a cell without root is made of one, and any user who may make one reaches more of \
-                           the kernel";
+    fn user_namespaces(&self, user: &User) -> Check {
+        const WHY: &str = "every cell has one; without root it is what makes the others, and any user who may make one reaches \
+                           more of the kernel";
         let name = "user namespaces";
         let [most, debian, apparmor] = &self.namespaces;
-        let no = |found: &str, mend: &str| Check::new(name, Verdict::Note, found, WHY).mend(mend);
+        let others = if user.is_root() { Verdict::Note } else { Verdict::Unusable };
+        let no = |verdict, found: &str, mend: &str| Check::new(name, verdict, found, WHY).mend(mend);
         match (most.number(), debian.number(), apparmor.number()) {
             (None, ..) => Check::new(name, Verdict::Note, most.shown(), WHY),
-            (Some(0), ..) => {
-                no("none (user.max_user_namespaces = 0)", "sysctl -w user.max_user_namespaces=15000")
-            }
+            (Some(0), ..) => no(
+                Verdict::Unusable,
+                "none (user.max_user_namespaces = 0)",
+                "sysctl -w user.max_user_namespaces=15000, or husk run --isolation best-effort",
+            ),
             (_, Some(0), _) => no(
+                others,
                 "root's only (kernel.unprivileged_userns_clone = 0)",
                 "sysctl -w kernel.unprivileged_userns_clone=1",
             ),
             (_, _, Some(1..)) => no(
+                others,
                 "without rights in them (kernel.apparmor_restrict_unprivileged_userns = 1)",
                 "an AppArmor profile for husk-jailer with: userns,",
             ),
@@ -212,12 +217,13 @@ impl Facts {
 /// What the caller may do.
 fn privileges(user: User) -> Check {
     const ROOT: &str = "as root each sandbox has a user id of its own, and what takes over one runtime is nobody to the next";
-    const OTHER: &str = "husk run builds its cells as root; cells of an ordinary user would share that user's id, for husk has \
-                         no set-user-id helper";
+    const OTHER: &str = "cells of an ordinary user share that user's id, for husk has no set-user-id helper: namespaces, landlock \
+                         and filters alone keep them apart";
     if user.is_root() {
         return Check::new("user", Verdict::Ok, "root", ROOT);
     }
-    Check::new("user", Verdict::Unusable, format!("user id {}", user.uid), OTHER).mend("sudo husk …")
+    Check::new("user", Verdict::Note, format!("user id {}", user.uid), OTHER)
+        .mend("sudo husk …, with which each sandbox has an id of its own")
 }
 
 /// What the kernel answers.

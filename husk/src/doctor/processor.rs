@@ -16,7 +16,7 @@ pub(super) struct Facts {
     smt: Reading,
     smt_control: Reading,
     /// Whether the scheduler could keep siblings apart.
-    core_scheduling: bool,
+    pub(super) core_scheduling: bool,
     clock: Reading,
     cmdline: Reading,
 }
@@ -60,13 +60,18 @@ impl Facts {
     }
 
     fn smt(&self) -> Check {
-        const WHY: &str = "threads of one core share caches and buffers, through which neighbours listen to each other; \
-                           husk does not use core scheduling";
-        let scheduling = if self.core_scheduling { "core scheduling possible" } else { "no core scheduling" };
+        const WHY: &str =
+            "threads of one core share caches and buffers, through which neighbours listen to each other";
+        const APART: &str = "a sandbox shares no core with another at the same time (core scheduling), but with the host's own \
+                             programs";
+        const MEND: &str = "echo off > /sys/devices/system/cpu/smt/control (until the next boot; then: nosmt on the kernel's \
+                            command line)";
         match self.smt.text() {
             Some("0") => Check::new("smt", Verdict::Ok, format!("off ({})", self.smt_control.shown()), WHY),
-            Some("1") => Check::new("smt", Verdict::Degraded, format!("on, {scheduling}"), WHY)
-                .mend("echo off > /sys/devices/system/cpu/smt/control (until the next boot; then: nosmt on the kernel's command line)"),
+            Some("1") if self.core_scheduling => {
+                Check::new("smt", Verdict::Note, "on, with core scheduling", APART).mend(MEND)
+            }
+            Some("1") => Check::new("smt", Verdict::Degraded, "on, no core scheduling", WHY).mend(MEND),
             _ => Check::new("smt", Verdict::Note, self.smt.shown(), WHY),
         }
     }

@@ -31,7 +31,7 @@ fn places() -> Places {
         root_part: None,
         pmem: Vec::new(),
         drives: Vec::new(),
-        taps: Vec::new(),
+        wires: Vec::new(),
         volumes: Vec::new(),
         exec: 6,
         listener: None,
@@ -222,7 +222,7 @@ fn memory_must_hold_kernel_initrd_and_the_books_of_images() {
 
 fn card() -> NetworkOption {
     NetworkOption {
-        tap: "husk0".into(),
+        tap: Some("husk0".into()),
         allow: vec!["10.0.0.1:80".parse().unwrap()],
         addresses: vec!["10.0.0.2/24".parse().unwrap()],
         ..NetworkOption::default()
@@ -238,6 +238,7 @@ fn at_data(engine: IoEngine) -> DriveOption {
 fn check_cards(cards: &[RawNetwork]) {
     let [configured, asked] = cards else { panic!("two cards") };
     assert_eq!((&configured.tap, &configured.host_dev_name), (&Some(FileRef::Fd(8)), &None));
+    assert_eq!((&configured.tap_queues[..], &asked.tap_queues[..]), (&[FileRef::Fd(11)][..], &[][..]));
     assert_eq!((configured.mtu, configured.guest_mac.as_deref()), (Some(9000), Some("02:00:00:00:00:01")));
     assert_eq!((&asked.tap, &asked.host_dev_name), (&Some(FileRef::Fd(9)), &None));
     assert_eq!((asked.mtu, asked.guest_mac.as_deref()), (Some(1400), Some("06:06:06:06:06:06")));
@@ -271,7 +272,7 @@ fn files_take_their_places_and_the_guest_finds_them_by_serial() {
     let places = Places {
         drives: vec![4, 5],
         root_part,
-        taps: vec![(8, 1500, [2; 6]), (9, 1400, [6; 6])],
+        wires: vec![(vec![8, 11], 1500, [2; 6]), (vec![9], 1400, [6; 6])],
         listener: Some(7),
         console: Some(10),
         ..places()
@@ -332,7 +333,7 @@ fn limits_stay_with_the_drives_of_the_configuration() {
 #[test]
 fn a_network_that_cannot_be_is_refused() {
     let option = |gateways: &[&str]| NetworkOption {
-        tap: "husk0".into(),
+        tap: Some("husk0".into()),
         addresses: vec!["10.0.0.2/24".parse().unwrap(), "fd00::2/64".parse().unwrap()],
         gateways: gateways.iter().map(|text| text.parse().unwrap()).collect(),
         ..NetworkOption::default()
@@ -350,6 +351,24 @@ fn a_network_that_cannot_be_is_refused() {
     let card = |card| RawSpec { network_interfaces: vec![card], ..RawSpec::default() };
     let error = machine(&options(), &card(RawNetwork::default())).unwrap_err().to_string();
     assert!(error.contains("network-interfaces[0].host_dev_name is missing"), "{error}");
+    let two = NetworkOption {
+        tap: None,
+        addresses: vec!["10.0.0.2/24".parse().unwrap(), "10.0.0.3/24".parse().unwrap()],
+        ..option(&["10.0.0.1"])
+    };
+    assert!(refused(two).contains("--guest-ip 10.0.0.3 is the second of its family; --net user takes one"));
+    let lost = NetworkOption { tap: None, ..option(&["10.0.0.1"]) };
+    assert!(refused(lost).contains("--guest-ip fd00::2 has no --gateway of its family"));
+    let stream =
+        RawNetwork { host_dev_name: Some("t".into()), stream: Some(FileRef::Fd(3)), ..RawNetwork::default() };
+    assert!(machine(&options(), &card(stream)).unwrap_err().to_string().contains("use --net user"));
+    for (queues, vcpus, right) in [(1, 1, true), (2, 1, false), (8, 8, true), (9, 16, false), (0, 4, false)] {
+        let network = Some(NetworkOption { queues: Some(queues), ..option(&["10.0.0.1"]) });
+        let result = machine(&Options { network, vcpus: Some(vcpus), ..options() }, &RawSpec::default());
+        assert_eq!(result.is_ok(), right, "{queues} for {vcpus} vCPUs");
+        let text = result.err().map_or(String::new(), |error| error.to_string());
+        assert!(right || text.starts_with("queues of a network card"), "{text}");
+    }
     let fd = RawNetwork { tap: Some(FileRef::Fd(3)), ..RawNetwork::default() };
     assert!(machine(&options(), &card(fd)).unwrap_err().to_string().contains("fd"));
 }

@@ -9,6 +9,7 @@ mod ending;
 use crate::change::{Desk, Question};
 use crate::control::{Control, ControlError, Received};
 use crate::outcome::{Cause, Evidence};
+use crate::passt::Passt;
 use crate::poll_set::{PollSet, Token};
 use crate::session::{Session, SessionError};
 use crate::signals::{Meaning, Signals};
@@ -32,6 +33,8 @@ const MESSAGES_A_TURN: usize = 32;
 const MOST_DEGRADED: usize = 19;
 /// The number of what is asked of the cell without anybody having asked; the desk's count up from 0, one at a time.
 const OWN_REQUEST: u32 = u32::MAX;
+/// Missing parts of the cell that are listened to.
+const MISSING_PARTS: usize = 16;
 /// Bytes of the jailer's standard error that are kept.
 const JAILER_WORDS: usize = 4096;
 
@@ -70,6 +73,8 @@ pub(crate) struct Pump<'a> {
     pub(crate) desk: Option<Desk>,
     /// Their servers are started when the sandbox's cgroup is there.
     pub(crate) volumes: Volumes,
+    /// As is the passt that is its network, if one is.
+    pub(crate) passt: Passt,
     pub(crate) timeline: Timeline,
     pub(crate) evidence: Evidence,
     jailer_words: Vec<u8>,
@@ -98,6 +103,7 @@ impl<'a> Pump<'a> {
             memory: None,
             desk: None,
             volumes: Volumes::default(),
+            passt: Passt::default(),
             timeline,
             evidence: Evidence::default(),
             jailer_words: Vec::new(),
@@ -253,6 +259,7 @@ impl<'a> Pump<'a> {
             FromCell::Cloned { pid } if self.cell.runtime.is_none() => {
                 self.cell.runtime = Process::child(pid);
                 self.volumes.start();
+                self.passt.start();
                 if self.clock.was_killed() {
                     self.kill();
                 }
@@ -280,6 +287,10 @@ impl<'a> Pump<'a> {
                 self.evidence.degraded.push(crate::text::line(&message));
             }
             FromCell::Degraded { .. } => {}
+            FromCell::Missing { part, why } if self.evidence.missing.len() < MISSING_PARTS => {
+                self.evidence.missing.push((part, why));
+            }
+            FromCell::Missing { .. } => {}
             FromCell::Failed { fault, message } => {
                 let line = crate::text::line(&message);
                 self.evidence.failed.get_or_insert((fault, line));

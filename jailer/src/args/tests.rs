@@ -1,9 +1,11 @@
 use super::*;
 
+const ROOT: Caller = Caller { uid: 0, gid: 0 };
+
 const LEAST: [&str; 8] = ["--id", "a-1", "--uid", "100", "--gid", "101", "--exec-file", "/opt/husk-runtime"];
 
 fn parse(words: &[&str]) -> Result<Args, ArgsError> {
-    Args::parse(words.iter().map(OsString::from))
+    Args::parse(words.iter().map(OsString::from), ROOT)
 }
 
 fn with(words: &[&str]) -> Result<Args, ArgsError> {
@@ -22,7 +24,7 @@ fn instead(flag: &str, value: &str) -> String {
 fn the_least_is_enough() {
     let args = parse(&LEAST).unwrap();
     assert_eq!((args.uid, args.gid, args.program.as_str()), (100, 101, "husk-runtime"));
-    assert_eq!(args.chroot_base_dir, PathBuf::from("/run/husk/jail"));
+    assert_eq!((args.chroot_base_dir, args.isolation), (None, Isolation::Strict));
     assert_eq!(args.parent_cgroup, ["husk"]);
     assert_eq!(args.argv, ["husk-runtime"]);
     assert!(args.settings.is_empty() && args.netns.is_none() && !args.daemonize);
@@ -129,7 +131,7 @@ fn wrong_use_is_one_line() {
 fn bytes_that_are_no_text_are_named() {
     use std::os::unix::ffi::OsStringExt;
     let words = [OsString::from("--id"), OsString::from_vec(vec![b'a', 0xff])];
-    assert!(Args::parse(words).unwrap_err().to_string().contains("UTF-8"));
+    assert!(Args::parse(words, ROOT).unwrap_err().to_string().contains("UTF-8"));
 }
 
 #[test]
@@ -153,4 +155,51 @@ fn a_volume_has_two_descriptors_and_no_user() {
         let words = [&["--volume-fd", bad][..], &least[..4], &least[6..]].concat();
         assert!(parse(&words).unwrap_err().to_string().contains("a descriptor from 3 to 65535"), "{bad}");
     }
+}
+
+#[test]
+fn a_network_has_a_socket_and_a_user_and_is_told_nothing_of_the_control_socket() {
+    let args = with(&["--network-socket-fd", "6", "--control-fd", "5", "--", "-f"]).unwrap();
+    assert_eq!((args.network, args.control_fd), (Some(6), Some(5)));
+    assert_eq!(args.argv[1..], ["-f"]);
+    for (flag, value) in [("netns", Some("/run/netns/x")), ("daemonize", None), ("volume-fd", Some("7"))] {
+        let flag_word = format!("--{flag}");
+        let mut words = vec!["--network-socket-fd", "6", &flag_word];
+        words.extend(value);
+        let error = with(&words).unwrap_err().to_string();
+        assert!(error.contains("cannot be given with") || error.contains("is missing"), "{error}");
+    }
+    assert!(with(&["--network-socket-fd", "2"]).unwrap_err().to_string().starts_with("--network-socket-fd"));
+}
+
+#[test]
+fn without_root_the_user_is_the_caller() {
+    let caller = Caller { uid: 1000, gid: 100 };
+    let parse = |more: &[&str]| {
+        let least = ["--id", "a-1", "--exec-file", "/opt/husk-runtime"];
+        Args::parse(least.iter().chain(more).map(OsString::from), caller)
+    };
+    for more in [
+        &[][..],
+        &["--uid", "1000", "--gid", "100"],
+        &["--volume-fd", "5", "--volume-socket-fd", "6"],
+        &["--network-socket-fd", "6"],
+    ] {
+        let args = parse(more).unwrap();
+        assert_eq!((args.uid, args.gid, args.caller), (1000, 100, caller), "{more:?}");
+    }
+    for (flag, value, allowed) in
+        [("--uid", "1", "only 1000"), ("--gid", "1000", "only 100"), ("--netns", "/x", "none can be joined")]
+    {
+        let error = parse(&[flag, value]).unwrap_err().to_string();
+        assert!(error.starts_with(flag) && error.contains(value) && error.contains(allowed), "{error}");
+    }
+}
+
+#[test]
+fn isolation_is_strict_or_what_can_be_had() {
+    assert_eq!(with(&["--isolation", "best-effort"]).unwrap().isolation, Isolation::BestEffort);
+    assert_eq!(with(&["--isolation=strict"]).unwrap().isolation, Isolation::Strict);
+    let error = with(&["--isolation", "none"]).unwrap_err().to_string();
+    assert_eq!(error, "--isolation \"none\": strict or best-effort is allowed");
 }

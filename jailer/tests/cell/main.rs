@@ -3,14 +3,16 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test ends at its first surprise")]
 
+mod rootless;
 mod start;
 
 use husk_protocol::control::{Fault, FromCell, Stage};
 use serde_json::json;
-use start::{GROUP, PARENT, USER, World, cgroups, finish, hear, holds, reap, start};
-use std::os::fd::{AsFd, OwnedFd};
+use start::{GROUP, PARENT, USER, World, cgroups, finish, hear, holds, inherited, reap, start};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::process::Command;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 #[test]
@@ -52,13 +54,6 @@ fn a_cell_is_what_the_documentation_says() {
     let mount = outcome.seen["mount"].as_str().unwrap();
     assert!(["RDONLY", "NOSUID", "NODEV", "NOEXEC"].iter().all(|flag| mount.contains(flag)), "{mount}");
     assert!(world.remove("a-cell"));
-}
-
-/// Where a child finds it too, above the numbers that [`start`] overwrites.
-fn inherited(fd: impl AsFd) -> OwnedFd {
-    let fd = rustix::io::fcntl_dupfd_cloexec(fd, 1000).unwrap();
-    rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::empty()).unwrap();
-    fd
 }
 
 #[test]
@@ -111,6 +106,51 @@ fn a_volumes_cell_holds_the_volume_and_is_in_the_sandboxs_cgroup() {
     }
     assert!(shared.join("new").exists(), "the writable one was the directory itself");
     assert!(world.remove("beside"));
+}
+
+#[test]
+fn a_networks_cell_has_the_hosts_programs_and_network_and_no_privilege() {
+    let Some(world) = World::new("a_networks_cell_has_the_hosts_programs_and_network_and_no_privilege")
+    else {
+        return;
+    };
+    assert!(world.run("linked", &[], &[]).status.success());
+    let (socket, mut far) = UnixStream::pair().unwrap();
+    let socket = inherited(socket);
+    let script = "exec >&2; echo /*; echo /etc/* /tmp/*; echo /proc/self/fd/*; env | sort; hostname; \
+                  for f in /x /usr/x /tmp/x /etc/resolv.conf; do (: >> $f) 2>&- && echo wrote $f; done; \
+                  grep -E '^(Uid|Gid|Groups|CapEff|CapBnd|NoNewPrivs)' /proc/self/status; \
+                  readlink /proc/self/ns/net; echo said >&4";
+    let mut command = Command::new(env!("CARGO_BIN_EXE_husk-jailer"));
+    command.args(["--id", "linked", "--uid", "54321", "--gid", "54322", "--control-fd", "3"]);
+    command.args(["--parent-cgroup", PARENT, "--network-socket-fd", &socket.as_raw_fd().to_string()]);
+    command.arg("--exec-file").arg(std::fs::canonicalize("/bin/sh").unwrap()).args(["--", "-c", script]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let (control, child) = start(command);
+    drop(socket);
+    let outcome = finish(&control, child);
+    assert!(outcome.status.success(), "{outcome:?}");
+    let network = std::fs::read_link("/proc/self/ns/net").unwrap();
+    let system = ["/etc", "/lib", "/lib64", "/proc", "/tmp", "/usr"].map(|name| (name, Path::new(name)));
+    let names: Vec<&str> = system
+        .iter()
+        .filter(|(name, path)| *name != "/lib64" || path.exists())
+        .map(|(name, _)| *name)
+        .collect();
+    let resolvers = if Path::new("/etc/resolv.conf").exists() { "/etc/resolv.conf" } else { "/etc/*" };
+    // 3 is the shell's own, of the directory that it lists: were the control socket there, it would be another number.
+    let expected = format!(
+        "{}\n{resolvers} /tmp/*\n/proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2 /proc/self/fd/3 /proc/self/fd/4\nPWD=/\nlinked\n\
+         Uid:\t54321\t54321\t54321\t54321\nGid:\t54322\t54322\t54322\t54322\nGroups:\t \n\
+         CapEff:\t0000000000000000\nCapBnd:\t0000000000000000\nNoNewPrivs:\t1\n{}\n",
+        names.join(" "),
+        network.display()
+    );
+    assert_eq!(outcome.complaint, expected);
+    let mut said = String::new();
+    std::io::Read::read_to_string(&mut far, &mut said).unwrap();
+    assert_eq!(said, "said\n");
+    assert!(world.remove("linked"));
 }
 
 #[test]

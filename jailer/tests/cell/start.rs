@@ -3,7 +3,7 @@
 use husk_protocol::control::FromCell;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socketpair};
 use serde_json::Value;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -43,12 +43,7 @@ impl World {
             None
         };
         if let Some(lacking) = lacking {
-            // Not println!, which the test harness swallows.
-            use std::io::Write;
-            drop(
-                std::io::stderr()
-                    .write_all(format!("HUSK-SKIP jailer cell::{test}: needs {lacking}\n").as_bytes()),
-            );
+            skip(&format!("{test}: needs {lacking}"));
             return None;
         }
         let base = std::fs::canonicalize(std::env::temp_dir())
@@ -57,6 +52,17 @@ impl World {
         drop(std::fs::remove_dir_all(&base));
         std::fs::create_dir(&base).unwrap();
         Some(Self { base, _alone: lock })
+    }
+
+    /// Names the running test as skipped.
+    pub(crate) fn lacks(what: &str) {
+        skip(&format!("{}: needs {what}", std::thread::current().name().unwrap_or_default()));
+    }
+
+    /// What tells the jailer of a volume.
+    pub(crate) fn volume_arguments(directory: &OwnedFd, socket: &OwnedFd) -> [String; 4] {
+        let number = |fd: &OwnedFd| fd.as_raw_fd().to_string();
+        ["--volume-fd".into(), number(directory), "--volume-socket-fd".into(), number(socket)]
     }
 
     /// The jailer's command line with the least that it needs.
@@ -83,8 +89,7 @@ impl World {
     pub(crate) fn volume_jailer(&self, id: &str, directory: &OwnedFd, socket: &OwnedFd) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_husk-jailer"));
         command.args(["--id", id, "--control-fd", "3", "--parent-cgroup", PARENT]).arg("--exec-file");
-        command.arg(witness()).arg("--volume-fd").arg(directory.as_raw_fd().to_string());
-        command.arg("--volume-socket-fd").arg(socket.as_raw_fd().to_string());
+        command.arg(witness()).args(Self::volume_arguments(directory, socket));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         command
     }
@@ -116,6 +121,12 @@ impl World {
         let (ours, child) = start(command);
         finish(&ours, child)
     }
+}
+
+fn skip(line: &str) {
+    // Not println!, which the test harness swallows.
+    use std::io::Write;
+    drop(std::io::stderr().write_all(format!("HUSK-SKIP jailer cell::{line}\n").as_bytes()));
 }
 
 impl Drop for World {
@@ -188,6 +199,13 @@ fn inherit(socket: i32) -> std::io::Result<()> {
         libc::signal(libc::SIGUSR1, libc::SIG_IGN)
     };
     Ok(())
+}
+
+/// Where a child finds it too, above the numbers that [`start`] overwrites.
+pub(crate) fn inherited(fd: impl AsFd) -> OwnedFd {
+    let fd = rustix::io::fcntl_dupfd_cloexec(fd, 1000).unwrap();
+    rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::empty()).unwrap();
+    fd
 }
 
 /// One message; none at the end.

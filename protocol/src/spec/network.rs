@@ -18,6 +18,16 @@ pub struct RawNetwork {
     /// Husk: the open tap.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tap: Option<FileRef>,
+    /// Husk: how many pairs of queues the card has, 1 to 8 and at most one a vCPU; absent: one. The tap must have as many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queues: Option<u64>,
+    /// Husk: the open tap's queues behind the first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tap_queues: Vec<FileRef>,
+    /// Husk: in place of a tap the connected stream socket of a process that is the network; each frame goes over it behind
+    /// its length in four bytes, the most significant first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream: Option<FileRef>,
     /// Husk: largest packet in bytes; absent: the tap's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u64>,

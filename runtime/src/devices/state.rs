@@ -5,6 +5,7 @@
 //! device stands still or none was told to for good: a pause that one of them cannot keep is taken back for all.
 
 use super::serial::Serial;
+use super::virtio::DeviceKind;
 use super::virtio::mmio::{MmioTransport, NotPaused};
 use crate::state::{LoadError, Section};
 use std::sync::Arc;
@@ -78,7 +79,13 @@ impl Devices {
             return Err(LoadError::Count { found, expected });
         };
         self.serial.load(serial)?;
-        for ((name, transport), section) in self.virtio.iter().zip(virtio) {
+        // First the memory that comes and goes: others' rings and buffers may be in it.
+        let (memory, others): (Vec<_>, Vec<_>) = self
+            .virtio
+            .iter()
+            .zip(virtio)
+            .partition(|((_, transport), _)| transport.kind() == DeviceKind::Mem);
+        for ((name, transport), section) in memory.into_iter().chain(others) {
             transport.load(name, section)?;
         }
         Ok(())

@@ -18,9 +18,9 @@ use husk_protocol::spec::CacheType;
 use rustix::fs::MemfdFlags;
 use std::cell::RefCell;
 use std::fs::File;
-use std::io::{PipeReader, Read};
+use std::io::{PipeReader, Read, Write};
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::sync::Arc;
 use virtio_bindings::virtio_net;
 use vm_memory::GuestAddress;
@@ -69,15 +69,62 @@ impl Host for Disk {
     }
 }
 
-pub(super) struct Wire(UnixDatagram);
+/// A tap's other side, a socket for each of its queues.
+pub(super) struct Wire(Vec<UnixDatagram>);
 
-/// A card whose wire ends in a datagram socket, which keeps frames apart as a tap does.
-pub(super) fn card() -> (Net, Wire) {
-    let (wire, tap) = UnixDatagram::pair().unwrap();
-    tap.set_nonblocking(true).unwrap();
-    wire.set_nonblocking(true).unwrap();
-    let policy = Policy::new(vec!["10.0.0.0/8:*".parse().unwrap()], Vec::new());
-    (Net::new(tap.into(), MAC, 1500, policy), Wire(wire))
+fn policy() -> Policy {
+    Policy::new(vec!["10.0.0.0/8:*".parse().unwrap()], Vec::new())
+}
+
+/// A card whose wire ends in datagram sockets, which keep frames apart as a tap does, one for each of `queues`.
+pub(super) fn card(queues: usize) -> (Net, Wire) {
+    let pair = |_| {
+        let (wire, tap) = UnixDatagram::pair().unwrap();
+        tap.set_nonblocking(true).unwrap();
+        wire.set_nonblocking(true).unwrap();
+        (wire, tap.into())
+    };
+    let (wires, mut taps): (Vec<_>, Vec<_>) = (0..queues).map(pair).unzip();
+    let first = taps.remove(0);
+    (Net::new(first, taps, MAC, 1500, policy()), Wire(wires))
+}
+
+/// The other end of a stream, and what came out of it and is no whole frame yet.
+pub(super) struct Line(UnixStream, Vec<u8>);
+
+/// A card whose wire is a stream.
+pub(super) fn stream_card() -> (Net, Line) {
+    let (line, socket) = UnixStream::pair().unwrap();
+    line.set_nonblocking(true).unwrap();
+    (Net::over_stream(socket.into(), MAC, 65_535, policy()).unwrap(), Line(line, Vec::new()))
+}
+
+impl Host for Line {
+    /// Bytes arrive: a frame as on a wire, or, where the number of those given is odd, those alone, whatever they say.
+    fn act(&mut self, input: &mut Input<'_>) {
+        let (length, given) = (input.u16(), input.u8());
+        let mut bytes = input.bytes(given.into()).to_vec();
+        if given & 1 == 0 {
+            bytes.resize(length.into(), 0);
+            bytes.splice(..0, u32::from(length).to_be_bytes());
+        }
+        // A line that is full, or whose other end is gone, takes some or none.
+        drop(self.0.write(&bytes));
+    }
+
+    fn check(&mut self) {
+        let mut piece = vec![0; 1 << 16];
+        while let Ok(count @ 1..) = self.0.read(&mut piece) {
+            self.1.extend_from_slice(&piece[..count]);
+        }
+        while let Some(prefix) = self.1.first_chunk() {
+            let length = u32::from_be_bytes(*prefix) as usize;
+            assert!((14..=LONGEST - HEADER).contains(&length), "a frame of {length} bytes was sent");
+            let Some(frame) = self.1.get(4..4 + length) else { return };
+            assert_eq!(frame[6..12], MAC, "a frame was sent from another address");
+            self.1.drain(..4 + length);
+        }
+    }
 }
 
 /// The features that the bits of `choice` take away. Those that change the tap stay: a socket has none.
@@ -101,14 +148,16 @@ impl Host for Wire {
         let mut frame = input.bytes(given.into()).to_vec();
         frame.resize(length.into(), 0);
         // A wire that is full loses frames.
-        drop(self.0.send(&frame));
+        drop(self.0[usize::from(length) % self.0.len()].send(&frame));
     }
 
     fn check(&mut self) {
         let mut frame = vec![0; LONGEST + 1];
-        while let Ok(length) = self.0.recv(&mut frame) {
-            assert!((HEADER + 14..=LONGEST).contains(&length), "a frame of {length} bytes was sent");
-            assert_eq!(frame[HEADER + 6..HEADER + 12], MAC, "a frame was sent from another address");
+        for wire in &self.0 {
+            while let Ok(length) = wire.recv(&mut frame) {
+                assert!((HEADER + 14..=LONGEST).contains(&length), "a frame of {length} bytes was sent");
+                assert_eq!(frame[HEADER + 6..HEADER + 12], MAC, "a frame was sent from another address");
+            }
         }
     }
 }

@@ -5,8 +5,8 @@
 
 use crate::devices::virtio::testkit::{IMAGE, RINGS};
 
-/// Guest memory of the fuzzed machine: two regions of this many bytes, with a hole between them.
-pub(super) const REGION: u64 = 128 << 10;
+/// Guest memory of the fuzzed machine: two regions of this many bytes, with a hole between them. Five rings fit the first.
+pub(super) const REGION: u64 = 144 << 10;
 /// Where the second one starts.
 pub(super) const HIGH: u64 = 256 << 10;
 

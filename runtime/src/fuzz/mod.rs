@@ -60,13 +60,23 @@ pub fn block(bytes: &[u8]) -> u32 {
     run(subject, input)
 }
 
-/// A network card: one byte of features that the driver does without, then operations; the host's are frames.
+/// A network card: one byte of features that the driver does without (bits 0 to 5) and of what it is on, a tap with one queue
+/// or two (bit 6) or a stream (bit 7), then operations; the host's are frames.
 pub fn net(bytes: &[u8]) -> u32 {
     let mut input = Input(bytes);
-    let (mut card, mut host) = hosts::card();
-    let features = card.features() & !hosts::without(input.u8());
-    // One round may be an event of the tap and one of each queue's kick.
-    let subject = Subject { device: &mut card, features, host: &mut host, most: 2200, discards: false };
+    let options = input.u8();
+    let queues = 1 + usize::from(options >> 6 & 1);
+    let (mut card, mut host): (_, Box<dyn script::Host>) = if options >> 7 == 1 {
+        let (card, host) = hosts::stream_card();
+        (card, Box::new(host))
+    } else {
+        let (card, host) = hosts::card(queues);
+        (card, Box::new(host))
+    };
+    let features = card.features() & !hosts::without(options);
+    // One round may be an event of each of the tap's queues, and one of each queue's kick, at which all of them are read.
+    let most = if queues == 1 { 2200 } else { 4400 };
+    let subject = Subject { device: &mut card, features, host: &mut *host, most, discards: false };
     run(subject, input)
 }
 

@@ -72,7 +72,7 @@ pub(super) fn device(choice: usize) -> Subject {
         0 => of(hosts::disk(8), (2, &[(0x1000, 16, false), (0x2000, 513, true)])),
         1 => of((Entropy::new(None), ()), (0, &[(0x2000, 16, true)])),
         2 => of((Balloon::new(4, true, true), ()), (1, &[(0x1000, 4, false)])),
-        3 => of(hosts::card(), (1, &[(0x1000, 60, false)])),
+        3 => of(hosts::card(1), (1, &[(0x1000, 60, false)])),
         4 => of(sockets::device(), (1, &[(0x1000, 44, false)])),
         5 => of((Pmem::new(&image()), ()), (0, &[(0x1000, 4, false), (0x2000, 4, true)])),
         6 => of(volumes::device(READS), (1, &[(0x1000, 40, false), (0x2000, 16, true)])),

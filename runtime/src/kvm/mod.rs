@@ -8,7 +8,7 @@ use crate::memory::{GuestMemory, Hotplug, Image};
 use kvm_bindings::{CpuId, KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -146,11 +146,14 @@ impl Hypervisor {
 pub struct IrqLine {
     vm: Arc<VmFd>,
     gsi: u32,
+    alone: Mutex<()>,
 }
 
 impl IrqLine {
     /// Raises it and lowers it again: an edge.
     pub fn pulse(&self) {
+        // Two threads' edges must not become one, which the guest may have heard before the second had anything to say.
+        let _alone = self.alone.lock().unwrap_or_else(PoisonError::into_inner);
         for active in [true, false] {
             // It fails only for a line that the interrupt controllers do not have.
             let _ = self.vm.set_irq_line(self.gsi, active);
@@ -279,7 +282,7 @@ impl Vm {
     /// and waking that costs more than to raise the line oneself.
     #[must_use]
     pub fn irq_line(&self, gsi: u32) -> IrqLine {
-        IrqLine { vm: Arc::clone(&self.fd), gsi }
+        IrqLine { vm: Arc::clone(&self.fd), gsi, alone: Mutex::new(()) }
     }
 
     /// The guest's 32-bit write of `value` to `address` signals `event` and leaves the guest running.

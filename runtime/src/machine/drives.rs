@@ -3,7 +3,8 @@
 //! Owns the ways to the drives and what they answer. Refuses drives that are not there. Invariant: each drive has a loop, and
 //! with it a thread, of its own; what a ring takes of the kernel is taken before any filter of the running phase.
 
-use super::{Loop, MachineError, Virtio, descriptor, limit};
+use super::virtio::{Virtio, limit};
+use super::{Loop, MachineError, descriptor};
 use crate::devices::virtio::block::{Answers, Block, Exchange};
 use crate::devices::virtio::event_loop::{EventLoop, LoopHandle};
 use crate::spec::DriveSpec;

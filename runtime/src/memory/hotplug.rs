@@ -239,12 +239,14 @@ impl Hotplug {
 
     /// Makes blocks that are not plugged inaccessible and gives their memory back to the host: so many bytes a call, and
     /// none while a reader may still be at them. Where more is to be done, [`Self::left`] becomes readable when it can be.
-    pub fn take_away(&self) {
+    ///
+    /// Returns how many blocks it took away.
+    pub fn take_away(&self) -> usize {
         let mut state = self.lock();
         // Before the readers are looked at: one that leaves after this looks at it.
         self.shared.waiting.store(self.waits(&state), Ordering::SeqCst);
         let mut room = index(TAKEN_AT_ONCE);
-        let mut next = 0;
+        let (mut next, mut taken) = (0, 0);
         while self.waits(&state) && state.all_have_left() && room > 0 {
             let Some(run) = self.closing_from(next, room) else { break };
             (next, room) = (run.end, room - run.len());
@@ -252,13 +254,16 @@ impl Hotplug {
                 // No room for one more mapping: the next call tries again, after something else has changed.
                 break;
             }
-            state.open_count -= self.shared.open.set(run, false);
+            let closed = self.shared.open.set(run, false);
+            state.open_count -= closed;
+            taken += closed;
         }
         let waits = self.waits(&state);
         self.shared.waiting.store(waits, Ordering::SeqCst);
         if waits && room == 0 {
             self.shared.call();
         }
+        taken
     }
 
     /// Readable when [`Self::take_away`] has more to do.

@@ -11,6 +11,8 @@ use std::ptr::null_mut;
 use vm_memory::{GuestRegionMmap, MmapRegion};
 
 const PAGE: usize = 4096;
+/// Most places of huge pages in a region for which each may be told to have small or huge pages: 40 GiB.
+const MOST_PLACES: usize = 20_480;
 const PROT: ProtFlags = ProtFlags::READ.union(ProtFlags::WRITE);
 
 /// Maps `bytes`; `total` is what the whole guest needs, for the error's text.
@@ -37,6 +39,10 @@ pub(super) fn map(bytes: usize, backing: Backing, total: usize) -> Result<MmapRe
 /// Says whether pages are to be small or huge at the place of the huge page around `inside` (bytes into the region).
 pub(super) fn prefer(region: &GuestRegionMmap, inside: usize, pages: Pages) {
     let mapping = region.get_mmap();
+    // Each place may cost two mappings, of which a process has 65530, memory that comes and goes included.
+    if mapping.size() / HUGE_PAGE > MOST_PLACES {
+        return;
+    }
     let start = inside - inside % HUGE_PAGE;
     let length = HUGE_PAGE.min(mapping.size().saturating_sub(start));
     let advice = match pages {

@@ -135,9 +135,18 @@ fn only_a_tap_that_does_not_wait_is_a_network_card() {
             format!("network-interfaces[0].tap (\"net0\"): the file is {what}; a tap from /dev/net/tun");
         assert!(error.starts_with(&start), "{error}");
     }
-    let json = json.replace(r#""tap": {"fd": 2}"#, r#""host_dev_name": "tap0""#);
-    let error = refused(&json, vec![null(), memfd(7)]);
+    let named = json.replace(r#""tap": {"fd": 2}"#, r#""host_dev_name": "tap0""#);
+    let error = refused(&named, vec![null(), memfd(7)]);
     assert!(error.contains("\"tap0\" is a path"), "{error}");
+    let stream = json.replace("tap", "stream");
+    let error = refused(&stream, vec![null(), memfd(7), memfd(512)]);
+    assert!(
+        error.starts_with("network-interfaces[0].stream (\"net0\"): the file is a regular file"),
+        "{error}"
+    );
+    let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let resources = Resources::assign(&spec(&stream), vec![null(), memfd(7), ours.into()]).unwrap();
+    assert_eq!(resources.devices.wires.len(), 1);
 }
 
 #[test]

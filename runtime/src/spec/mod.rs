@@ -15,7 +15,7 @@ mod volume;
 pub use error::SpecError;
 pub use hotplug::HotplugSpec;
 pub use limits::{BucketSpec, LimiterSpec};
-pub use network::NetworkSpec;
+pub use network::{NetworkSpec, WireSpec};
 pub use parts::{
     BalloonSpec, BootSpec, DriveSpec, EntropySpec, ExecSpec, MemorySpec, PlacementSpec, VsockSpec,
 };
@@ -214,7 +214,7 @@ impl TryFrom<RawSpec> for MachineSpec {
             boot: BootSpec::new(raw.boot_source)?,
             pmem: pmem::all(raw.pmem, drives.iter().any(DriveSpec::is_root))?,
             drives,
-            networks: network::all(raw.network_interfaces)?,
+            networks: network::all(raw.network_interfaces, vcpus)?,
             vsock: VsockSpec::new(raw.vsock, exec.is_some())?,
             entropy: raw.entropy.map(EntropySpec::new).transpose()?,
             balloon: raw.balloon.map(|balloon| BalloonSpec::new(&balloon, memory)).transpose()?,

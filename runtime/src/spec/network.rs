@@ -4,7 +4,7 @@
 
 use super::{LimiterSpec, SpecError};
 use husk_protocol::network::{
-    AllowRule, GuestAddress, MAX_ADDRESSES, MAX_RULES, MTUS, Mac, NetworkError, Prefix, parse_mac,
+    AllowRule, GuestAddress, MAX_ADDRESSES, MAX_QUEUES, MAX_RULES, MTUS, Mac, NetworkError, Prefix, parse_mac,
 };
 use husk_protocol::spec::{FileRef, RawNetwork};
 use std::collections::HashSet;
@@ -15,12 +15,21 @@ const MAX_ID: usize = 64;
 /// Largest packet if nothing is said, in bytes: Ethernet's.
 const DEFAULT_MTU: u16 = 1500;
 
+/// What a card's frames come from and go to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WireSpec {
+    /// The open tap, a file for each of its queues; one at least.
+    Tap(Vec<FileRef>),
+    /// The connected stream socket of a process that is the network.
+    Stream(FileRef),
+}
+
 /// One network card.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkSpec {
     id: String,
     mac: Mac,
-    tap: FileRef,
+    wire: WireSpec,
     mtu: u16,
     allow: Vec<AllowRule>,
     addresses: Vec<Prefix>,
@@ -28,13 +37,13 @@ pub struct NetworkSpec {
     transmit_limiter: Option<LimiterSpec>,
 }
 
-/// All of them; each id and each address once.
-pub(super) fn all(raw: Vec<RawNetwork>) -> Result<Vec<NetworkSpec>, SpecError> {
+/// All of them, for a machine of so many vCPUs; each id and each address once.
+pub(super) fn all(raw: Vec<RawNetwork>, vcpus: u8) -> Result<Vec<NetworkSpec>, SpecError> {
     let mut seen = HashSet::new();
     let mut cards = Vec::with_capacity(raw.len());
     for (index, raw) in raw.into_iter().enumerate() {
         let mac = raw.guest_mac.clone().unwrap_or_default();
-        let card = NetworkSpec::new(raw, index)?;
+        let card = NetworkSpec::new(raw, index, vcpus)?;
         let twice = |key: &str, value: &str| {
             Err(SpecError::Duplicate {
                 key: format!("network-interfaces[{index}].{key}"),
@@ -54,7 +63,7 @@ pub(super) fn all(raw: Vec<RawNetwork>) -> Result<Vec<NetworkSpec>, SpecError> {
 }
 
 impl NetworkSpec {
-    fn new(raw: RawNetwork, index: usize) -> Result<Self, SpecError> {
+    fn new(raw: RawNetwork, index: usize, vcpus: u8) -> Result<Self, SpecError> {
         let key = |name: &str| format!("network-interfaces[{index}].{name}");
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
         if raw.iface_id.is_empty() || raw.iface_id.len() > MAX_ID || !raw.iface_id.bytes().all(plain) {
@@ -76,10 +85,29 @@ impl NetworkSpec {
         let allow = list(&key("allow"), &raw.allow, MAX_RULES)?;
         let addresses: Vec<GuestAddress> = list(&key("guest_ip"), &raw.guest_ip, MAX_ADDRESSES)?;
         let addresses = addresses.into_iter().map(|address| address.0).collect();
-        let tap = raw.tap.unwrap_or(FileRef::Path(raw.host_dev_name.unwrap_or_default()));
+        let wire = match (raw.tap, raw.stream) {
+            (None, Some(stream)) => WireSpec::Stream(stream),
+            (Some(_), Some(_)) => {
+                return Err(SpecError::malformed(key("stream"), "given beside tap", "one of the two"));
+            }
+            (tap, None) => {
+                let first = tap.unwrap_or(FileRef::Path(raw.host_dev_name.unwrap_or_default()));
+                WireSpec::Tap(std::iter::once(first).chain(raw.tap_queues).collect())
+            }
+        };
+        let files = if let WireSpec::Tap(taps) = &wire { taps.len() as u64 } else { 1 };
+        let queues = raw.queues.unwrap_or(1);
+        let most = MAX_QUEUES.min(vcpus.into());
+        if queues != files || !(1..=most).contains(&queues) {
+            return Err(SpecError::OutOfRange {
+                key: key("queues"),
+                value: queues,
+                allowed: format!("1 to {most} (at most vcpu_count), and as many as the tap's files, {files}"),
+            });
+        }
         let receive_limiter = LimiterSpec::new(raw.rx_rate_limiter, &key("rx_rate_limiter"))?;
         let transmit_limiter = LimiterSpec::new(raw.tx_rate_limiter, &key("tx_rate_limiter"))?;
-        Ok(Self { id: raw.iface_id, mac, tap, mtu, allow, addresses, receive_limiter, transmit_limiter })
+        Ok(Self { id: raw.iface_id, mac, wire, mtu, allow, addresses, receive_limiter, transmit_limiter })
     }
 
     /// Its name on the host: 1 to 64 bytes of letters, digits, `_`, `-` and `.`.
@@ -94,10 +122,10 @@ impl NetworkSpec {
         self.mac
     }
 
-    /// The open tap.
+    /// What its frames come from and go to.
     #[must_use]
-    pub fn tap(&self) -> &FileRef {
-        &self.tap
+    pub fn wire(&self) -> &WireSpec {
+        &self.wire
     }
 
     /// Largest packet in bytes.
@@ -158,6 +186,10 @@ mod tests {
     use super::*;
     use husk_protocol::spec::{RawRateLimiter, RawTokenBucket};
 
+    fn all(raw: Vec<RawNetwork>) -> Result<Vec<NetworkSpec>, SpecError> {
+        super::all(raw, 4)
+    }
+
     fn raw() -> RawNetwork {
         RawNetwork {
             iface_id: "net0".into(),
@@ -206,6 +238,36 @@ mod tests {
         assert!(text.contains("allow (entries): 65") && text.contains("0 to 64"), "{text}");
         let text = refused(|raw| raw.guest_ip = vec!["127.0.0.1/8".into()]);
         assert!(text.starts_with("network-interfaces[0].guest_ip[0]: \"127.0.0.1/8\""), "{text}");
+    }
+
+    #[test]
+    fn a_stream_stands_in_for_a_tap() {
+        let raw = RawNetwork { tap: None, stream: Some(FileRef::Fd(4)), ..raw() };
+        assert_eq!(all(vec![raw]).unwrap()[0].wire(), &WireSpec::Stream(FileRef::Fd(4)));
+        assert_eq!(all(vec![self::raw()]).unwrap()[0].wire(), &WireSpec::Tap(vec![FileRef::Fd(3)]));
+        let text = refused(|raw| raw.stream = Some(FileRef::Fd(4)));
+        assert!(
+            text.starts_with("network-interfaces[0].stream: ") && text.contains("one of the two"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn there_are_as_many_queues_as_files_and_at_most_one_a_vcpu() {
+        let with = |queues, others: u32, vcpus| {
+            let tap_queues = (4..4 + others).map(FileRef::Fd).collect();
+            super::all(vec![RawNetwork { queues, tap_queues, ..raw() }], vcpus)
+        };
+        let files = (3..11).map(FileRef::Fd).collect();
+        assert_eq!(with(Some(8), 7, 32).unwrap()[0].wire(), &WireSpec::Tap(files));
+        for (queues, others, vcpus) in
+            [(0, 0, 4), (2, 0, 4), (1, 1, 4), (9, 8, 32), (3, 2, 2), (u64::MAX, 0, 4)]
+        {
+            let text = with(Some(queues), others, vcpus).unwrap_err().to_string();
+            let start = format!("network-interfaces[0].queues: {queues} is not allowed; allowed is 1 to ");
+            assert!(text.starts_with(&start), "{text}");
+        }
+        assert!(with(None, 1, 4).is_err());
     }
 
     #[test]

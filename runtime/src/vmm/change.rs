@@ -104,7 +104,11 @@ impl Changes {
 }
 
 fn failed(drive: &str, error: &ExchangeError) -> Changed {
-    let fault = if matches!(error, ExchangeError::Look(_)) { Fault::Host } else { Fault::Operator };
+    let fault = if matches!(error, ExchangeError::Look(_) | ExchangeError::Busy) {
+        Fault::Host
+    } else {
+        Fault::Operator
+    };
     Changed::refused(fault, format!("drive {drive:?}: {error}"))
 }
 

@@ -21,10 +21,13 @@ pub(crate) const RULES: &[Rule] = &[
     when(
         "recvfrom",
         &[within_int(3, MSG_FLAGS_RECEIVE), is_long(4, 0)],
-        "from a connection; nobody asks who sent it",
+        "from a connection, and frames from a network that is a process; nobody asks who sent them",
     ),
     any("recvmsg", "from a connection into guest memory"),
-    any("sendmsg", "from guest memory into a connection; a request to husk for a host port"),
+    any(
+        "sendmsg",
+        "from guest memory into a connection or to such a network; a request to husk for a host port",
+    ),
     when("accept4", &[within_int(3, CLOEXEC_NONBLOCK)], "a host program connects to the vsock listener"),
     any("shutdown", "one direction of a connection ends"),
     when("madvise", &[is(2, MADV_DONTNEED)], "memory in the balloon goes back to the host"),

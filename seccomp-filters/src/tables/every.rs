@@ -43,9 +43,10 @@ pub(crate) const RULES: &[Rule] = &[
     when(
         "sendto",
         &[within_int(3, MSG_FLAGS_SEND), is_long(4, 0)],
-        "reports on the control socket, also from a signal handler; only to a connected peer: no address",
+        "reports on the control socket, also from a signal handler; the rest of a frame; only to a connected peer: no address",
     ),
     when("tkill", &[is(1, SIGABRT)], "abort: the C library signals the calling thread"),
+    any("restart_syscall", "the kernel goes on with a wait of limited time after the process was stopped"),
     any("exit", "a thread ends"),
     any("exit_group", "the process ends, and with it the machine"),
 ];

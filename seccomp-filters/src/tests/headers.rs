@@ -22,7 +22,7 @@ const OF_THE_C_LIBRARY: &[(&str, libc::c_long)] = same_numbers! {
     pread64 => SYS_pread64, preadv => SYS_preadv, preadv2 => SYS_preadv2, pwrite64 => SYS_pwrite64,
     pwritev => SYS_pwritev, pwritev2 => SYS_pwritev2, read => SYS_read, readv => SYS_readv,
     recvfrom => SYS_recvfrom, recvmsg => SYS_recvmsg, rt_sigaction => SYS_rt_sigaction,
-    rt_sigprocmask => SYS_rt_sigprocmask, rt_sigreturn => SYS_rt_sigreturn,
+    restart_syscall => SYS_restart_syscall, rt_sigprocmask => SYS_rt_sigprocmask, rt_sigreturn => SYS_rt_sigreturn,
     sched_getaffinity => SYS_sched_getaffinity, sched_setaffinity => SYS_sched_setaffinity,
     sched_yield => SYS_sched_yield, seccomp => SYS_seccomp, sendmsg => SYS_sendmsg, sendto => SYS_sendto,
     shutdown => SYS_shutdown, sigaltstack => SYS_sigaltstack, statx => SYS_statx, tgkill => SYS_tgkill,

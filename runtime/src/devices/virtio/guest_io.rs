@@ -229,6 +229,24 @@ impl<'m> GuestIo<'m> {
         Ok(total)
     }
 
+    /// Sends one frame on a stream socket without waiting (sendmsg): `head`, which nobody can change any more, and then all
+    /// that is left of guest memory. May send less: how much, is returned. What was sent is no longer left.
+    pub fn send_frame(&mut self, socket: BorrowedFd<'_>, head: &[u8]) -> io::Result<usize> {
+        let (pieces, _) = self.list();
+        let mut list = Vec::with_capacity(pieces.len() + 1);
+        list.push(libc::iovec { iov_base: head.as_ptr().cast_mut().cast(), iov_len: head.len() });
+        list.extend(pieces);
+        let message = message(&mut list);
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        // SAFETY: `message` names `list`, which outlives the call and holds `head`, which the kernel only reads, and addresses
+        // and lengths of guest memory that is mapped for 'm (the module's invariant). One piece too many is refused.
+        #[expect(unsafe_code, reason = "guest memory is no Rust slice, and only slices have a safe sendmsg")]
+        let result = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) };
+        let total = usize::try_from(result).map_err(|_| io::Error::last_os_error())?;
+        self.advance(total.saturating_sub(head.len()));
+        Ok(total)
+    }
+
     /// How many pieces are left.
     #[must_use]
     pub fn pieces(&self) -> usize {

@@ -2,7 +2,7 @@
 
 use super::{DATA, Device, HEADER, Place, Script, Seed, TABLE};
 use crate::devices::virtio::testkit::Ring;
-use crate::fuzz::input::{HOLE, LOW, MIDDLE, RING};
+use crate::fuzz::input::{HOLE, LOW, MIDDLE, REGION, RING};
 use crate::fuzz::registers::op;
 use crate::fuzz::{hosts, script, sockets};
 use crate::memory::BLOCK;
@@ -136,6 +136,9 @@ pub(super) fn mem() -> Vec<Seed> {
 }
 
 pub(super) fn net() -> Vec<Seed> {
+    // On a tap with two queues; on a stream.
+    const SEVERAL: u8 = 1 << 6;
+    const STREAM: u8 = 1 << 7;
     let frame = |header: &[u8; 12], source: u8, destination: [u8; 4]| {
         let mut bytes = header.to_vec();
         bytes.extend([0xff; 6]);
@@ -156,7 +159,27 @@ pub(super) fn net() -> Vec<Seed> {
     let arrives = [0xe8, 3, 20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0xfc, 0, 0, 0, 1, 2, 3];
     let flood = (0..30).fold(Script(vec![0]), |script, _| script.host(&arrives));
     let small = (0..8).fold(Script(vec![0]), |script, _| script.chain(0, &[(DATA, 128, true)]));
+    let command = |bytes: &[u8]| {
+        let chain = [(HEADER, bytes.len() as u32, false), (DATA, 1, true)];
+        Script(vec![SEVERAL]).write(HEADER, bytes).chain(4, &chain).kick(4)
+    };
+    let line = |contents: Vec<u8>| Device { prefix: Script(vec![STREAM]), ..send(contents, 66) };
     let more = vec![
+        ("pairs", command(&[4, 0, 2, 0]).chain(2, &room).host(&arrives).kick(2).chain(0, &room).kick(0)),
+        ("pairs-none", command(&[4, 0, 0, 0])),
+        ("pairs-too-many", command(&[4, 0, 3, 0])),
+        ("control-unknown", command(&[1, 0, 2, 0])),
+        ("control-long", command(&[4; 100])),
+        ("second-pair", Script(vec![SEVERAL]).write(HEADER, &sound).chain(3, &[(HEADER, 66, false)]).kick(3)),
+        ("stream", line(sound.clone()).sound().chain(0, &room).host(&arrives).kick(0)),
+        (
+            "stream-bad-length",
+            Script(vec![STREAM]).chain(0, &room).kick(0).host(&[0, 0, 5, 0xff, 0xff, 0xff, 0xff, 0]),
+        ),
+        (
+            "stream-half",
+            Script(vec![STREAM]).chain(0, &room).kick(0).host(&[0, 0, 5, 0, 0, 0, 60, 7]).restart(),
+        ),
         ("checksum", send(checksum, 66).sound()),
         ("receive", Script(vec![0]).chain(0, &room).kick(0).host(&arrives).kick(0)),
         ("receive-merged", small.host(&arrives).kick(0).kick(0)),
@@ -330,7 +353,7 @@ fn unsound_queues() -> Vec<(&'static str, Vec<u8>)> {
         ("06-size-128", negotiated(set_queue(128, table, available, used))),
         ("06-size-huge", negotiated(set_queue(u32::MAX, table, available, used))),
         ("06-overlap", negotiated(set_queue(64, table, table, used))),
-        ("06-end-of-ram", negotiated(set_queue(64, table, available, (128 << 10) - 8))),
+        ("06-end-of-ram", negotiated(set_queue(64, table, available, REGION as u32 - 8))),
         ("06-unaligned", negotiated(set_queue(64, table + 8, available, used))),
         ("06-no-queue", negotiated(write(0x70, 15))),
     ]

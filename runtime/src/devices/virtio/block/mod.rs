@@ -93,6 +93,8 @@ pub struct Block {
     features: u64,
     queue_sizes: Vec<u16>,
     limit: Option<Arc<Limit>>,
+    /// The generation that the last driver could read when it started, or was told of.
+    told: u32,
 }
 
 impl Block {
@@ -143,7 +145,7 @@ impl Block {
         let disk = Disk { file, start: part.start, sectors, read_only, writeback, serial };
         let seat = Seat::new(disk, config, is_part);
         let seat = seat.map_err(|source| BlockError::Descriptor { id: id.to_owned(), source })?;
-        Ok(Self { seat: Arc::new(seat), features, queue_sizes: vec![QUEUE_SIZE], limit: None })
+        Ok(Self { seat: Arc::new(seat), features, queue_sizes: vec![QUEUE_SIZE], limit: None, told: 0 })
     }
 
     /// The same disk with so many request queues, at least one: each vCPU can have its own, and none waits for another's
@@ -252,6 +254,10 @@ impl VirtioDevice for Block {
             .collect();
         let gate = self.limit.clone().map(Gate::new);
         let Activation { interrupt, dropped, .. } = activation;
+        // Another file may have come while no worker was there to tell of it.
+        if std::mem::replace(&mut self.told, self.seat.generation()) != self.told {
+            interrupt.config();
+        }
         let outlets = Outlets { interrupt, dropped };
         Ok(Box::new(BlockWorker::new(queues, Arc::clone(&self.seat), gate, outlets)))
     }

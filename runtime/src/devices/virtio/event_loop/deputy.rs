@@ -96,7 +96,8 @@ impl Worker for Deputy {
 
     fn drain(&mut self, _deadline: Instant) -> Result<Vec<(u16, Queue)>, Busy> {
         if !std::mem::replace(&mut self.draining, true) {
-            self.event_loop.drain(self.worker);
+            // The patience is counted on this side, if there is to be any.
+            self.event_loop.pause(self.worker);
         }
         self.letters.news().drained.take().ok_or(Busy)
     }

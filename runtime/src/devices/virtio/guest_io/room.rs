@@ -123,19 +123,21 @@ impl Room {
         usize::try_from(result).map_err(|_| io::Error::last_os_error())
     }
 
-    /// Copies `bytes` to the start of the room, as many as fit.
-    pub fn write(&self, bytes: &[u8]) {
+    /// Copies `bytes` into the room behind its first `skip` bytes, as many as fit.
+    pub fn write(&self, mut skip: usize, bytes: &[u8]) {
         let mut rest = bytes;
         for place in &self.places[self.first..] {
             if rest.is_empty() {
                 return;
             }
-            let (now, later) = rest.split_at(rest.len().min(place.bytes));
-            let start = ptr::with_exposed_provenance_mut(place.start);
+            let free = skip.min(place.bytes);
+            skip -= free;
+            let (now, later) = rest.split_at(rest.len().min(place.bytes - free));
+            let start = ptr::with_exposed_provenance_mut(place.start + free);
             // SAFETY: the place is guest memory that `self.memory` keeps mapped (the module's invariant); the slice is
             // dropped before that.
             #[expect(unsafe_code, reason = "a place has no lifetime of its own")]
-            let place = unsafe { VolatileSlice::new(start, place.bytes) };
+            let place = unsafe { VolatileSlice::new(start, place.bytes - free) };
             // Offset 0 of a place that is not empty: it copies what fits.
             let _ = place.write(now, 0);
             rest = later;
@@ -200,12 +202,15 @@ mod tests {
         assert_eq!(room.read_frame(near.as_fd(), &mut head, &mut rest).unwrap(), 19);
         assert_eq!((&head, &rest), (b"head", b"rest\0\0\0\0"));
         assert_eq!(room.len(), 15, "it stays as it is");
-        room.write(b"HEAD");
+        room.write(0, b"HEAD");
         assert_eq!(bytes(&memory, 0x1_0000, 4), b"HEA\0");
         assert_eq!(bytes(&memory, HIGH, 8), b"Dfirsts\0");
         assert_eq!(bytes(&memory, 0x2_0000, 6), b"econd\0");
+        room.write(2, b"..");
+        assert_eq!(bytes(&memory, 0x1_0000, 4), b"HE.\0");
+        assert_eq!(bytes(&memory, HIGH, 4), b".fir");
         room.advance(12);
-        room.write(b"next frame");
+        room.write(0, b"next frame");
         assert_eq!((room.len(), room.pieces()), (3, 1));
         assert_eq!(bytes(&memory, 0x2_0000, 6), b"ecnex\0");
     }

@@ -17,6 +17,9 @@ const REQUEST_BYTES: usize = 24;
 /// Bytes of a response (`struct virtio_mem_resp`): type, padding, and a state.
 const RESPONSE_BYTES: usize = 10;
 
+/// What taking a block away costs, in blocks that are looked at.
+const TAKING: u64 = 64;
+
 const PLUG: u16 = 0;
 const UNPLUG: u16 = 1;
 const UNPLUG_ALL: u16 = 2;
@@ -55,8 +58,8 @@ pub(super) fn answer(
     if told.len() < RESPONSE_BYTES || asked.copy_into(&mut request) != REQUEST_BYTES {
         return None;
     }
-    let cost = cost(&request, hotplug);
-    let (response, state) = carry_out(&request, hotplug, requested);
+    let mut cost = cost(&request, hotplug);
+    let (response, state) = carry_out(&request, hotplug, requested, &mut cost);
     let mut bytes = [0; RESPONSE_BYTES];
     bytes[..2].copy_from_slice(&(response as u16).to_le_bytes());
     bytes[8..].copy_from_slice(&state.to_le_bytes());
@@ -72,7 +75,12 @@ fn cost(request: &[u8; REQUEST_BYTES], hotplug: &Hotplug) -> u64 {
 }
 
 /// The response, and the state that goes with it.
-fn carry_out(request: &[u8; REQUEST_BYTES], hotplug: &Hotplug, requested: &Requested) -> (Response, u16) {
+fn carry_out(
+    request: &[u8; REQUEST_BYTES],
+    hotplug: &Hotplug,
+    requested: &Requested,
+    cost: &mut u64,
+) -> (Response, u16) {
     let word = |at: usize| u16::from_le_bytes([request[at], request[at + 1]]);
     let (kind, count) = (word(0), u64::from(word(16)));
     if kind == UNPLUG_ALL {
@@ -85,7 +93,7 @@ fn carry_out(request: &[u8; REQUEST_BYTES], hotplug: &Hotplug, requested: &Reque
         return (Response::Error, 0);
     };
     match (kind, hotplug.state(blocks.clone())) {
-        (PLUG, Blockwise::Unplugged) => (plug(blocks, hotplug, requested), 0),
+        (PLUG, Blockwise::Unplugged) => (plug(blocks, hotplug, requested, cost), 0),
         (UNPLUG, Blockwise::Plugged) => (hotplug.unplug(blocks).into(), 0),
         (STATE, Blockwise::Plugged) => (Response::Ack, 0),
         (STATE, Blockwise::Unplugged) => (Response::Ack, 1),
@@ -94,14 +102,20 @@ fn carry_out(request: &[u8; REQUEST_BYTES], hotplug: &Hotplug, requested: &Reque
     }
 }
 
-fn plug(blocks: std::ops::Range<usize>, hotplug: &Hotplug, requested: &Requested) -> Response {
+fn plug(
+    blocks: std::ops::Range<usize>,
+    hotplug: &Hotplug,
+    requested: &Requested,
+    cost: &mut u64,
+) -> Response {
     let more = blocks.len() as u64 * BLOCK;
     if hotplug.plugged_bytes() + more > requested.get() {
         return Response::Nack;
     }
     // What was unplugged and can still be touched counts, or a guest would have more of the host's memory than it was granted.
     if hotplug.open_bytes() + more > requested.get() {
-        hotplug.take_away();
+        // Taking memory away is the dearest of all: an event does it a few times at most.
+        *cost += hotplug.take_away() as u64 * TAKING;
         if hotplug.open_bytes() + more > requested.get() {
             return Response::Busy;
         }

@@ -1,10 +1,11 @@
-//! From the tap to the guest: whole frames into buffers that the driver posted.
+//! From the wire to the guest: whole frames into buffers that the driver posted.
 //!
 //! Owns the queue and the chains taken from it that no frame has filled yet. Refuses, as dropped, a frame that has no
-//! room in what the driver posted, and a chain that takes no frame. Invariant: the tap is read only while at least one
+//! room in what the driver posted, and a chain that takes no frame. Invariant: the wire is read only while at least one
 //! chain is posted and the gate is open, so that a driver that posts none, or too many for its rate limiter, costs nothing;
-//! frames wait, and are lost, in the tap's own queue.
+//! frames wait in the socket, or wait and are lost in the tap's own queue.
 
+use super::wire::{Wire, lock};
 use super::{Card, HEADER_BYTES, LONGEST_FRAME};
 use crate::devices::virtio::DeviceError;
 use crate::devices::virtio::gate::Gate;
@@ -12,7 +13,6 @@ use crate::devices::virtio::guest_io::room::Room;
 use crate::devices::virtio::queue::{Chain, Popped, QueueError, Virtqueue};
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::AsFd;
 
 /// Most frames per event.
 const FRAMES: u32 = 64;
@@ -36,7 +36,7 @@ pub(super) struct Receiver {
     room: Room,
     /// Whether a frame may fill more than one chain.
     merges: bool,
-    /// Whether the tap is worth a look: false while the driver has posted nothing.
+    /// Whether the wire is worth a look: false while the driver has posted nothing.
     pub(super) hungry: bool,
     chain: Chain,
     /// Where the part of a frame goes that has no room.
@@ -68,7 +68,12 @@ impl Receiver {
 
     /// Moves frames until there are none, or no buffers, or `gate` closes, or it is the others' turn. How long a frame is
     /// shows when it is read: so the gate lets any frame through that comes when there is no debt, and the frame may make one.
-    pub(super) fn receive(&mut self, card: &Card, mut gate: Option<&mut Gate>) -> Result<(), DeviceError> {
+    /// From queue `wire.1` of the tap, if it is one.
+    pub(super) fn receive(
+        &mut self,
+        wire: (&Card, usize),
+        mut gate: Option<&mut Gate>,
+    ) -> Result<(), DeviceError> {
         let index = self.queue.index();
         let failed = |source| DeviceError::Queue { index, source };
         self.hungry = true;
@@ -94,12 +99,16 @@ impl Receiver {
             if closed || taken >= CHAINS {
                 break;
             }
-            let Attempt::Frame(bytes) = self.one(card)? else { break };
+            let Attempt::Frame(bytes) = self.one(wire)? else { break };
             if let Some(gate) = &gate {
                 gate.took(bytes);
             }
         }
-        // Where it is still hungry, the tap's level brings it back, or the gate's timer.
+        // Where it is still hungry, the wire's level brings it back, or the gate's timer; what a stream had beside the last
+        // frame is no longer in the socket.
+        if self.hungry && wire.0.wire.has_frame() {
+            self.queue.kick_again();
+        }
         self.queue.signal().map_err(failed)
     }
 
@@ -141,16 +150,9 @@ impl Receiver {
     }
 
     /// Reads one frame into the first chains that wait.
-    fn one(&mut self, card: &Card) -> Result<Attempt, DeviceError> {
+    fn one(&mut self, wire: (&Card, usize)) -> Result<Attempt, DeviceError> {
         let mut header = [0; HEADER_BYTES];
-        let read = loop {
-            match self.room.read_frame(card.tap.as_fd(), &mut header, &mut self.excess) {
-                Ok(read) => break read,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Attempt::NoFrame),
-                Err(error) => return Err(DeviceError::host("receiving from the tap")(error)),
-            }
-        };
+        let Some(read) = self.read(wire, &mut header)? else { return Ok(Attempt::NoFrame) };
         let bytes = read.saturating_sub(HEADER_BYTES) as u64;
         if read < HEADER_BYTES || read > self.room.len() {
             self.dropped += 1;
@@ -159,6 +161,33 @@ impl Receiver {
         let index = self.queue.index();
         self.deliver(header, read).map_err(|source| DeviceError::Queue { index, source })?;
         Ok(Attempt::Frame(bytes))
+    }
+
+    /// Reads one frame into `header` and the room; returns the bytes of both, though it may be more than there is room for.
+    fn read(
+        &mut self,
+        (card, number): (&Card, usize),
+        header: &mut [u8; HEADER_BYTES],
+    ) -> Result<Option<usize>, DeviceError> {
+        let tap = match &card.wire {
+            Wire::Tap(tap) => tap,
+            Wire::Stream(stream) => {
+                let mut stream = lock(stream);
+                let Some(frame) = stream.receive() else { return Ok(None) };
+                if HEADER_BYTES + frame.len() <= self.room.len() {
+                    self.room.write(HEADER_BYTES, frame);
+                }
+                return Ok(Some(HEADER_BYTES + frame.len()));
+            }
+        };
+        loop {
+            match self.room.read_frame(tap.queue(number), header, &mut self.excess) {
+                Ok(read) => return Ok(Some(read)),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) => return Err(DeviceError::host("receiving from the tap")(error)),
+            }
+        }
     }
 
     /// Gives back the chains that the frame of `bytes`, header and all, lies in.
@@ -173,7 +202,7 @@ impl Receiver {
         }
         // The tap fills in ten bytes; how many chains there are is ours to say (5.1.6.4).
         header[10..].copy_from_slice(&chains.to_le_bytes());
-        self.room.write(&header);
+        self.room.write(0, &header);
         // What the last chain has left over is lost to the next frame.
         self.room.advance(held);
         let mut left = bytes;

@@ -1,6 +1,7 @@
 //! The host's end of the wire.
 //!
-//! Owns the descriptor and what it was last told of the guest's abilities. Refuses nothing. Invariant: it never waits.
+//! Owns a descriptor for each of its queues and what it was last told of the guest's abilities. Refuses nothing. Invariant: it
+//! never waits.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -14,15 +15,16 @@ const TSO6: u32 = 4;
 
 #[derive(Debug)]
 pub(super) struct Tap {
-    fd: OwnedFd,
+    first: OwnedFd,
+    others: Vec<OwnedFd>,
     /// `TUN_F_*` that are on.
     offloads: AtomicU32,
 }
 
 impl Tap {
-    /// A tap with all offloads on.
-    pub(super) fn new(fd: OwnedFd) -> Self {
-        Self { fd, offloads: AtomicU32::new(CHECKSUM | TSO4 | TSO6) }
+    /// A tap with all offloads on; `others`: its queues behind the first.
+    pub(super) fn new(first: OwnedFd, others: Vec<OwnedFd>) -> Self {
+        Self { first, others, offloads: AtomicU32::new(CHECKSUM | TSO4 | TSO6) }
     }
 
     /// Keeps back what a driver with `features` did not agree to receive.
@@ -41,7 +43,7 @@ impl Tap {
         #[expect(unsafe_code, reason = "an ioctl without a safe wrapper")]
         // SAFETY: the request takes its argument by value; a descriptor that is no tap is refused by the kernel.
         let result =
-            unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(wanted)) };
+            unsafe { libc::ioctl(self.first.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(wanted)) };
         if result < 0 {
             return Err(io::Error::last_os_error());
         }
@@ -50,8 +52,17 @@ impl Tap {
     }
 }
 
-impl AsFd for Tap {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+impl Tap {
+    /// How many queues it has.
+    pub(super) fn queues(&self) -> usize {
+        1 + self.others.len()
+    }
+
+    /// One of them, by its number modulo their number.
+    pub(super) fn queue(&self, number: usize) -> BorrowedFd<'_> {
+        match (number % self.queues()).checked_sub(1).and_then(|place| self.others.get(place)) {
+            Some(other) => other.as_fd(),
+            None => self.first.as_fd(),
+        }
     }
 }

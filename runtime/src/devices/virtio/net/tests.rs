@@ -1,5 +1,7 @@
 mod limits;
+mod queues;
 mod state;
+mod stream;
 
 use super::frames::{MAC, arp, tcp, tcp_with};
 use super::*;
@@ -18,7 +20,7 @@ struct Rig {
 
 fn card(tap: UnixDatagram) -> Net {
     let allow = vec!["10.0.0.0/8:*".parse().unwrap()];
-    Net::new(tap.into(), MAC, 1500, Policy::new(allow, Vec::new()))
+    Net::new(tap.into(), Vec::new(), MAC, 1500, Policy::new(allow, Vec::new()))
 }
 
 fn rig() -> Rig {
@@ -212,7 +214,7 @@ fn without_mergeable_buffers_a_frame_is_one_chain() {
     let (wire, tap) = UnixDatagram::pair().unwrap();
     tap.set_nonblocking(true).unwrap();
     let mut net = card(tap);
-    let mut bench = Bench::start_with(&mut net, FEATURES & !bit(net::VIRTIO_NET_F_MRG_RXBUF));
+    let mut bench = Bench::start_with(&mut net, TAP_FEATURES & !bit(net::VIRTIO_NET_F_MRG_RXBUF));
     bench.rings[0].offer(&[(ROOM, 1000, true)]);
     bench.rings[0].offer(&[(ROOM, 12, true), (HIGH, 1000, true)]);
     bench.kick(0);

@@ -1,24 +1,41 @@
-//! From the guest to the tap, one frame at a time.
+//! From the guest to the wire, one frame at a time.
 //!
 //! Owns nothing. Refuses a chain that is no frame, and all that `header` and `policy` refuse. Invariant: the header
 //! and the frame's first bytes are copied once, judged, and sent from the copy.
 
 use super::header::{Header, Refused};
 use super::policy::JUDGED_BYTES;
+use super::stream::PREFIX_BYTES;
+use super::wire::{Wire, lock};
 use super::{Card, HEADER_BYTES, LONGEST_FRAME};
 use crate::devices::virtio::guest_io::GuestIo;
 use crate::devices::virtio::queue::Chain;
 use crate::devices::virtio::{DeviceError, Memory};
 use std::io;
-use std::os::fd::AsFd;
 use vm_memory::Permissions;
 
 /// Sends the frame in `chain`; `Ok(false)`: it was refused, by us or by the host, and is lost, as on any wire.
-pub(super) fn send(memory: &Memory, chain: &Chain, card: &Card, features: u64) -> Result<bool, DeviceError> {
+/// Into queue `number` of the tap, if it is one.
+pub(super) fn send(
+    memory: &Memory,
+    chain: &Chain,
+    (card, number): (&Card, usize),
+    features: u64,
+) -> Result<bool, DeviceError> {
     let mut head = [0; HEADER_BYTES + JUDGED_BYTES];
     let Ok((mut rest, judged)) = judge(memory, chain, card, features, &mut head) else { return Ok(false) };
+    let tap = match &card.wire {
+        Wire::Tap(tap) => tap,
+        Wire::Stream(stream) => {
+            // The virtio header asks for nothing, since nothing was offered; the length takes its place.
+            let length = u32::try_from(judged + rest.len()).unwrap_or(u32::MAX);
+            let start = HEADER_BYTES - PREFIX_BYTES;
+            head[start..HEADER_BYTES].copy_from_slice(&length.to_be_bytes());
+            return Ok(lock(stream).send(&head[start..HEADER_BYTES + judged], &mut rest));
+        }
+    };
     loop {
-        match rest.write_frame(card.tap.as_fd(), &head[..HEADER_BYTES + judged]) {
+        match rest.write_frame(tap.queue(number), &head[..HEADER_BYTES + judged]) {
             Ok(_) => return Ok(true),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if is_gone(&error) => return Err(DeviceError::host("sending to the tap")(error)),

@@ -264,6 +264,8 @@ impl HostSide {
 
     /// Keeps what a driver has with the host until the next worker.
     pub(super) fn park(&mut self, streams: Streams) {
+        // On the device thread still; a reset without a worker is a vCPU's, which may not.
+        self.listen(true);
         self.parked = Some((streams, Instant::now()));
     }
 

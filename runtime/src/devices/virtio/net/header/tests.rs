@@ -1,5 +1,5 @@
 use super::*;
-use crate::devices::virtio::net::FEATURES;
+use crate::devices::virtio::net::TAP_FEATURES;
 use crate::devices::virtio::net::frames::{MAC, arp, tcp_with, udp};
 use crate::devices::virtio::net::policy::{JUDGED_BYTES, Policy};
 
@@ -12,7 +12,7 @@ fn summary(frame: &[u8]) -> Summary {
 }
 
 fn check(header: Header, frame: &[u8]) -> Result<Header, Refused> {
-    header.check(FEATURES, frame.len(), MTU, &summary(frame))
+    header.check(TAP_FEATURES, frame.len(), MTU, &summary(frame))
 }
 
 fn long(six: bool) -> (Header, Vec<u8>) {
@@ -93,7 +93,7 @@ fn item_11_a_frame_is_not_longer_than_the_interface_takes() {
     assert_eq!(check(Header::default(), &frame(1461)), Err(Refused));
     let (header, _) = long(false);
     assert!(check(header, &frame(65_535 - 40)).is_ok());
-    assert_eq!(header.check(FEATURES, LONGEST_FRAME + 1, MTU, &summary(&frame(100))), Err(Refused));
+    assert_eq!(header.check(TAP_FEATURES, LONGEST_FRAME + 1, MTU, &summary(&frame(100))), Err(Refused));
 }
 
 #[test]
@@ -102,7 +102,7 @@ fn what_was_not_negotiated_is_refused() {
         let (header, frame) = long(six);
         let own = if six { net::VIRTIO_NET_F_HOST_TSO6 } else { net::VIRTIO_NET_F_HOST_TSO4 };
         for feature in [own, net::VIRTIO_NET_F_CSUM] {
-            let features = FEATURES & !(1 << feature);
+            let features = TAP_FEATURES & !(1 << feature);
             assert_eq!(header.check(features, frame.len(), MTU, &summary(&frame)), Err(Refused));
         }
     }

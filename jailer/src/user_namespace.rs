@@ -1,0 +1,69 @@
+//! The user namespace of a cell: one user and one group, which are the same inside and outside.
+//!
+//! All that a process can do inside by capabilities it can do to its own namespaces only, and there is nobody else to
+//! become. The map is the process's own to write: user_namespaces(7) allows that for a single line that names the creator,
+//! and for a group's only after setgroups(2) was denied for good.
+
+use crate::caller::Caller;
+use rustix::fd::AsFd;
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::{Errno, write};
+
+/// Maps `outside`, the effective user and group of whoever made the namespace, to `inside`. Called once, inside.
+pub(crate) fn map(inside: Caller, outside: Caller) -> Result<(), Errno> {
+    put("/proc/self/setgroups", "deny")?;
+    put("/proc/self/gid_map", &format!("{} {} 1", inside.gid, outside.gid))?;
+    put("/proc/self/uid_map", &format!("{} {} 1", inside.uid, outside.uid))
+}
+
+fn put(path: &str, text: &str) -> Result<(), Errno> {
+    let file = openat(CWD, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    // The kernel takes a map in one write, or not at all.
+    write(file.as_fd(), text.as_bytes()).map(drop)
+}
+
+/// Whether `errno` of a clone may mean that this caller is to have no (more) user namespaces, and not that something else
+/// is wrong.
+pub(crate) fn is_refusal(errno: Errno) -> bool {
+    // Without AppArmor it is the cgroup that denies access: to whoever is outside of the delegated one.
+    errno == Errno::ACCESS && is(APPARMOR, "1")
+        || matches!(errno, Errno::PERM | Errno::NOSPC | Errno::USERS | Errno::INVAL | Errno::NOSYS)
+}
+
+const APPARMOR: &str = "/proc/sys/kernel/apparmor_restrict_unprivileged_userns";
+
+fn is(path: &str, value: &str) -> bool {
+    std::fs::read_to_string(path).is_ok_and(|text| text.trim() == value)
+}
+
+/// Why the host may have refused one, and what to do about it; from `errno` and the switches that there are for it.
+pub(crate) fn advice(errno: Errno) -> &'static str {
+    match errno {
+        Errno::NOSPC => {
+            "a limit of namespaces is reached or 0: sysctl user.max_user_namespaces and its siblings"
+        }
+        Errno::USERS => "user namespaces are nested too deep",
+        Errno::INVAL | Errno::NOSYS => "the kernel lacks a namespace, or this is the first process of one",
+        _ if is("/proc/sys/kernel/unprivileged_userns_clone", "0") => {
+            "user namespaces are root's here: sysctl kernel.unprivileged_userns_clone=1"
+        }
+        _ if is(APPARMOR, "1") => {
+            "AppArmor denies user namespaces to programs without a profile: give husk-jailer one with `userns,`, or \
+             sysctl kernel.apparmor_restrict_unprivileged_userns=0"
+        }
+        _ => "user namespaces are not permitted here: a container's filter, a chroot, or a security module",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_refusal_says_what_to_do() {
+        assert!(advice(Errno::NOSPC).contains("user.max_user_namespaces"));
+        assert!(advice(Errno::INVAL).contains("lacks a namespace"));
+        assert!(advice(Errno::PERM).contains("user namespaces"));
+        assert!(is_refusal(Errno::PERM) && !is_refusal(Errno::AGAIN) && !is_refusal(Errno::NOMEM));
+    }
+}
