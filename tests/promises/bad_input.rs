@@ -192,21 +192,6 @@ fn without_dev_kvm_husk_says_so() {
 }
 
 #[test]
-fn without_permission_for_dev_kvm_husk_says_so() {
-    let husk = husk_tests::husk::binary();
-    let output = std::process::Command::new("setpriv")
-        .args(["--reuid=12345", "--regid=12345", "--clear-groups"])
-        .arg(husk)
-        .args(["run", "--", "true"])
-        .output()
-        .unwrap();
-    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(125), "{stderr}");
-    assert!(stderr.contains("/dev/kvm") || stderr.contains("root"), "{stderr}");
-    assert_eq!(stderr.lines().count(), 1, "{stderr}");
-}
-
-#[test]
 fn an_initrd_that_is_none_or_cut_is_named() {
     let scratch = Scratch::new();
     let noise = scratch.file("noise", &[b'x'; 5000]);
