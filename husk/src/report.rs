@@ -43,7 +43,7 @@ pub struct Report {
     pub isolation: Isolation,
     /// Writable drives that were not unmounted cleanly, each `serial: reason`.
     pub unclean: Vec<String>,
-    /// What was asked for and was not to be had here; the machine did without.
+    /// What was asked for and was not to be had here, or not to the end: the sandbox did without.
     pub degraded: Vec<String>,
     /// The console's last lines, if the cell told them.
     pub console_tail: Vec<String>,

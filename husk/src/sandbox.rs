@@ -299,8 +299,8 @@ impl<'a> Sandbox<'a> {
         pump.volumes = Volumes::new(prepared.volumes, start);
         pump.passt = Passt::new(passt);
         pump.run();
-        report.warnings.extend(std::mem::take(&mut pump.volumes).finish());
-        report.warnings.extend(std::mem::take(&mut pump.passt).finish());
+        report.degraded.extend(std::mem::take(&mut pump.volumes).finish());
+        report.degraded.extend(std::mem::take(&mut pump.passt).finish());
         report.timeline = pump.timeline;
         let runtime = pump.cell.runtime.take();
         for (part, why) in &pump.evidence.missing {
@@ -423,7 +423,7 @@ impl Place {
         report.console_tail =
             evidence.ended.as_ref().map(|ended| ended.console_tail.clone()).unwrap_or_default();
         report.landlock = evidence.landlock;
-        report.degraded = std::mem::take(&mut evidence.degraded);
+        report.degraded.append(&mut evidence.degraded);
         if evidence.landlock == Some(Landlock::Absent) {
             report.walls.miss("landlock", "this kernel has none, or it is off");
         }
