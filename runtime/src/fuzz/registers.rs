@@ -136,7 +136,7 @@ impl Rig {
             op::PAUSE => self.transport.pause(),
             op::RESUME => self.transport.resume(),
             op::MOVE => self.go_elsewhere(choice),
-            _ => {
+            op::OFFER.. => {
                 self.offer();
             }
         }
