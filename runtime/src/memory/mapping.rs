@@ -11,8 +11,10 @@ use std::ptr::null_mut;
 use vm_memory::{GuestRegionMmap, MmapRegion};
 
 const PAGE: usize = 4096;
-/// Most places of huge pages in a region for which each may be told to have small or huge pages: 40 GiB.
-const MOST_PLACES: usize = 20_480;
+/// Most places of huge pages in a region (16 GiB) for which each may be told to have small or huge pages. Of the three regions
+/// that a guest may have, the one below 4 GiB, the one above and the one that comes and goes, all together stay below what a
+/// process has of mappings, with the pieces of the last.
+const MOST_PLACES: usize = 8192;
 const PROT: ProtFlags = ProtFlags::READ.union(ProtFlags::WRITE);
 
 /// Maps `bytes`; `total` is what the whole guest needs, for the error's text.
@@ -39,7 +41,7 @@ pub(super) fn map(bytes: usize, backing: Backing, total: usize) -> Result<MmapRe
 /// Says whether pages are to be small or huge at the place of the huge page around `inside` (bytes into the region).
 pub(super) fn prefer(region: &GuestRegionMmap, inside: usize, pages: Pages) {
     let mapping = region.get_mmap();
-    // Each place may cost two mappings, of which a process has 65530, memory that comes and goes included.
+    // Each place may cost two mappings, of which a process has 65530.
     if mapping.size() / HUGE_PAGE > MOST_PLACES {
         return;
     }
