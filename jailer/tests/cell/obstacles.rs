@@ -67,6 +67,15 @@ fn item_25_what_lies_in_the_way_of_a_layout_is_refused_and_not_followed() {
     assert!(!world.jail("way").exists());
 }
 
+/// Stops what goes on beside a test, also where the test has failed.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn item_25_a_name_that_is_swapped_in_a_loop_is_not_followed() {
     let Some(world) = World::new("obstacles::item_25_a_name_that_is_swapped_in_a_loop_is_not_followed")
@@ -100,6 +109,7 @@ fn item_25_a_name_that_is_swapped_in_a_loop_is_not_followed() {
                     }
                 }
             });
+            let _stop = Stop(&stop);
             while (made < 3 || refused < 3) && begun.elapsed() < LIMIT {
                 let output = world.drop_in("swapped", &[]).output().unwrap();
                 let said = String::from_utf8_lossy(&output.stderr);
@@ -114,7 +124,6 @@ fn item_25_a_name_that_is_swapped_in_a_loop_is_not_followed() {
                 }
                 drop(fs::remove_file(world.root("swapped").join("witness.pid")));
             }
-            stop.store(true, Ordering::Relaxed);
         });
         assert!(refused >= 3, "{name}: {made} made, {refused} refused");
         fs::remove_dir_all(world.jail("swapped")).unwrap();

@@ -186,6 +186,15 @@ fn nodes_hide_nothing() {
     assert!(root_of(&scratch).join("dev/disk").exists());
 }
 
+/// Stops what goes on beside a test, also where the test has failed.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Swaps two names for each other until it is told to stop.
 fn swap_until(stop: &AtomicBool, one: &Path, other: &Path) {
     while !stop.load(Ordering::Relaxed) {
@@ -208,6 +217,7 @@ fn item_25_names_that_are_swapped_in_a_loop_are_not_followed() {
         let (mut made, mut refused) = (0, 0);
         std::thread::scope(|scope| {
             scope.spawn(|| swap_until(&stop, &own.join(name), &link));
+            let _stop = Stop(&stop);
             while (made < 20 || refused < 20) && begun.elapsed() < Duration::from_secs(20) {
                 match prepared(&scratch) {
                     Ok(mut directory) => {
@@ -221,7 +231,6 @@ fn item_25_names_that_are_swapped_in_a_loop_are_not_followed() {
                 }
                 victim.is_untouched();
             }
-            stop.store(true, Ordering::Relaxed);
         });
         assert!(made >= 20 && refused >= 20, "{name}: {made} made, {refused} refused");
         fs::remove_dir_all(scratch.0.join("base")).unwrap();
