@@ -15,8 +15,8 @@ run: ## run the example function in a sandbox, or with ARGS='…' any `husk run 
 	@if [ -z "$$HUSK_MAKE_ARGS" ]; then examples/python/run; \
 	else eval "set -- $$HUSK_MAKE_ARGS" && tests/lab/husk run "$$@"; fi
 
-test: ## every test; the last line is: N passed, N failed, N skipped (FILTER=text: integration tests of that name)
-	@FILTER='$(FILTER)' tools/tests
+test: ## every test; the last line is: N passed, N failed, N skipped (FILTER=text: integration tests of that name; PEER_FIRECRACKER=path: with Firecracker)
+	@FILTER='$(FILTER)' PEER_FIRECRACKER='$(PEER_FIRECRACKER)' tools/tests
 
 lab: ## run a command in the lab's machine: ARGS='husk run -- uname -a' (options of tests/lab/run before --: LAB='--cpus 4')
 	@tools/build

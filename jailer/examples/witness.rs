@@ -1,5 +1,6 @@
 //! Says, in one JSON object on descriptor 3, what a program sees from inside a cell. With `--wait` it then waits for
-//! the end of that socket; the tests of the jailer execute it.
+//! the end of that socket; with `--report FILE` it says it there, and then waits for a line of standard input if that is a
+//! pipe. The tests of the jailer execute it.
 
 #![expect(unsafe_code, reason = "asks the kernel what no safe function asks")]
 
@@ -21,7 +22,7 @@ fn main() {
         "dies_with_parent": rustix::process::parent_process_death_signal().ok().flatten().map(|signal| signal.as_raw()),
         "pid": std::process::id(),
         "parent": rustix::process::getppid().map(rustix::process::Pid::as_raw_pid),
-        "session_is_own": rustix::process::getsid(None).ok() == Some(rustix::process::getpid()),
+        "session_is_own": session() == std::process::id().cast_signed(),
         "host": rustix::system::uname().nodename().to_string_lossy(),
         "core": rustix::process::getrlimit(rustix::process::Resource::Core).current,
         "files": rustix::process::getrlimit(rustix::process::Resource::Nofile).current,
@@ -37,7 +38,16 @@ fn main() {
         "interfaces": interfaces(),
         "signals_not_default": signals_not_default(),
         "signals_blocked": signals_blocked(),
+        "names": names("/").into_iter().chain(names("/dev")).chain(names("/dev/net")).collect::<Vec<_>>(),
+        "mount_of_nodes": format!("{:?}", rustix::fs::statvfs("/dev").map(|status| status.f_flag)),
+        "attempts": attempts(),
     });
+    if let Some(path) = std::env::args().skip_while(|word| word != "--report").nth(1) {
+        // Whoever waits for it sees all of it or nothing: he waits for its newline.
+        std::fs::write(path, format!("{seen}\n")).ok();
+        let _ = std::io::stdin().read_line(&mut String::new());
+        return;
+    }
     // SAFETY: descriptor 3 is the control socket by contract and stays open to the end.
     let control = unsafe { BorrowedFd::borrow_raw(3) };
     let text = seen.to_string();
@@ -45,6 +55,64 @@ fn main() {
     if std::env::args().any(|word| word == "--wait") {
         let _ = rustix::net::recv(control, &mut [0_u8; 16][..], rustix::net::RecvFlags::empty());
     }
+}
+
+/// What is in a directory: path, kind, mode, owner, group and device number.
+fn names(directory: &str) -> Vec<Value> {
+    use std::os::unix::fs::MetadataExt;
+    let mut entries: Vec<_> = std::fs::read_dir(directory).into_iter().flatten().flatten().collect();
+    entries.sort_by_key(std::fs::DirEntry::file_name);
+    let about = |entry: &std::fs::DirEntry| {
+        let status = entry.metadata().ok()?;
+        let number = status.rdev();
+        let device = (rustix::fs::major(number), rustix::fs::minor(number));
+        let mode = format!("{:o}", status.mode());
+        Some(json!([entry.path(), mode, status.uid(), status.gid(), device]))
+    };
+    entries.iter().filter_map(about).collect()
+}
+
+/// What came of things that a program in a root of its own may want to do: an error's number, or null.
+fn attempts() -> Value {
+    use rustix::fs::{CWD, FileType, Mode, mknodat, open, symlinkat, unlink};
+    let number = |result: rustix::io::Result<()>| result.err().map(rustix::io::Errno::raw_os_error);
+    let make = |path: &str, kind, device| {
+        number(mknodat(CWD, path, kind, Mode::from_raw_mode(0o600), device).and_then(|()| unlink(path)))
+    };
+    let read_write = |path: &str| number(open(path, rustix::fs::OFlags::RDWR, Mode::empty()).map(drop));
+    json!({
+        "make a FIFO": make("/fifo", FileType::Fifo, 0),
+        "make a node": make("/node", FileType::CharacterDevice, rustix::fs::makedev(1, 3)),
+        "make a node among the nodes": make("/dev/node", FileType::Fifo, 0),
+        "make a link": number(symlinkat("/", CWD, "/link")),
+        "open /dev/urandom": read_write("/dev/urandom"),
+        "open /proc": read_write("/proc/self/status"),
+        "remove a node": number(unlink("/dev/kvm")),
+        "execute": execute("/run"),
+        "signal the parent": number(rustix::process::getppid().map_or(Ok(()), rustix::process::test_kill_process)),
+        "become root": number(rustix::thread::set_thread_uid(rustix::thread::Uid::ROOT)),
+        "listen": std::net::TcpListener::bind("127.0.0.1:0").err().and_then(|error| error.raw_os_error()),
+        "make a socket": number(socket("/run/socket")),
+    })
+}
+
+/// Executes a file that everybody might execute, made in `directory`.
+fn execute(directory: &str) -> Option<i32> {
+    use std::os::unix::fs::PermissionsExt;
+    let path = format!("{directory}/program");
+    std::fs::write(&path, "").ok()?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o777)).ok()?;
+    let outcome = std::process::Command::new(&path).status().err().and_then(|error| error.raw_os_error());
+    std::fs::remove_file(&path).ok()?;
+    outcome
+}
+
+fn socket(path: &str) -> rustix::io::Result<()> {
+    let listener = std::os::unix::net::UnixListener::bind(path);
+    let errno =
+        |error: std::io::Error| rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO);
+    listener.map(drop).map_err(errno)?;
+    rustix::fs::unlink(path)
 }
 
 fn is_open(fd: i32) -> bool {
@@ -65,6 +133,12 @@ fn ids(ask: unsafe extern "C" fn(*mut u32, *mut u32, *mut u32) -> i32) -> [u32; 
     // SAFETY: three numbers that outlive the call.
     unsafe { ask(&raw mut real, &raw mut effective, &raw mut saved) };
     [real, effective, saved]
+}
+
+/// 0 where its leader is outside of the namespace of process ids.
+fn session() -> i32 {
+    // SAFETY: plain numbers.
+    unsafe { libc::getsid(0) }
 }
 
 fn capabilities() -> u64 {

@@ -10,6 +10,7 @@ use crate::cell;
 use crate::cgroup::{self, CgroupError};
 use crate::executable::{self, ExecutableError};
 use crate::jail::{self, Jail, JailError};
+use crate::layout::Chroot;
 use crate::limits::Limit;
 use crate::plan::{Plan, Step};
 use crate::report::{self, Fault};
@@ -65,6 +66,9 @@ pub enum CellError {
     /// Nobody to report the new process to.
     #[error("control socket: {0}; the sandbox's process was killed")]
     Unheard(Errno),
+    /// Files that cannot be denied.
+    #[error("landlock: {0}")]
+    Landlock(landlock::RulesetError),
     /// A limit.
     #[error("--resource-limit {name}={value}: {errno}")]
     Limit {
@@ -131,8 +135,8 @@ pub enum Side {
 #[derive(Debug, Default)]
 pub(crate) struct Site {
     pub(crate) control: Option<OwnedFd>,
-    program: Option<OwnedFd>,
-    null: Option<OwnedFd>,
+    pub(crate) program: Option<OwnedFd>,
+    pub(crate) null: Option<OwnedFd>,
     netns: Option<OwnedFd>,
     pub(crate) cgroups: cgroup::Made,
     jail: Option<Jail>,
@@ -141,8 +145,10 @@ pub(crate) struct Site {
     pub(crate) served: Option<OwnedFd>,
     /// Where standard error was, once the cell's own is the null device.
     complaints: Option<OwnedFd>,
+    /// What there is of Firecracker's layout.
+    pub(crate) chroot: Chroot,
     /// From the clone on, on both sides: what was made is the caller's to remove.
-    cloned: bool,
+    pub(crate) cloned: bool,
 }
 
 impl Site {
@@ -207,6 +213,7 @@ impl Site {
         if let Some(jail) = &self.jail {
             jail.remove();
         }
+        self.chroot.remove();
     }
 
     fn make_jail(&mut self, base: &Path, program: &str, id: &str) -> Result<(), CellError> {
@@ -244,6 +251,10 @@ impl Site {
         }
     }
 
+    pub(crate) fn close_netns(&mut self) {
+        self.netns = None;
+    }
+
     fn keep_descriptors(&mut self) -> Result<(), CellError> {
         self.netns = None;
         self.cgroups = cgroup::Made::default();
@@ -264,7 +275,7 @@ impl Site {
     }
 
     /// Returns only if it cannot.
-    fn execute(&self, argv: &[impl AsRef<OsStr>]) -> CellError {
+    pub(crate) fn execute(&self, argv: &[impl AsRef<OsStr>]) -> CellError {
         let program =
             argv.first().map(|name| name.as_ref().to_string_lossy().into_owned()).unwrap_or_default();
         let words: Result<Vec<_>, _> =
@@ -292,6 +303,8 @@ impl Step {
             Self::OpenNetns(path) => site.netns = Some(open_host(path, OFlags::RDONLY)?),
             Self::MakeCgroups(order) => site.make_cgroups(order)?,
             Self::FindCgroups(order) => site.find_cgroups(order)?,
+            Self::FindParentCgroup(order) => site.cgroups = cgroup::find_parent(order)?,
+            Self::Chroot(step) => return site.furnish(step),
             Self::EnterVolume(volume) => site.enter_volume(*volume)?,
             Self::TakeNetworkSocket(number) => {
                 let taken = |errno| CellError::Volume("network-socket-fd", *number, errno);
@@ -344,7 +357,7 @@ impl Step {
     }
 }
 
-fn named(step: &'static str) -> impl Fn(Errno) -> CellError {
+pub(crate) fn named(step: &'static str) -> impl Fn(Errno) -> CellError {
     move |errno| CellError::Step { step, errno }
 }
 

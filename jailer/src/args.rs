@@ -5,6 +5,7 @@
 
 use crate::caller::{Caller, Isolation};
 use crate::cgroup::{Setting, SettingError};
+use crate::layout::Layout;
 use crate::limits::{self, Limit, LimitError};
 use argh::FromArgs;
 use std::ffi::OsString;
@@ -31,7 +32,15 @@ struct Flags {
     /// program that is executed in the cell, statically linked
     #[argh(option)]
     exec_file: Option<PathBuf>,
-    /// directory below which a directory is made for the cell's root to be mounted on (default: none is made)
+    /// what is in the cell's root: empty: nothing; firecracker: what Firecracker's jailer puts there, called as that is
+    /// (default empty, or firecracker where this program is called jailer)
+    #[argh(option)]
+    layout: Option<String>,
+    /// with --layout firecracker: execute a copy of the program, made in the root
+    #[argh(switch)]
+    copy_binary: bool,
+    /// directory below which a directory is made for the cell's root to be mounted on (default: none is made; with
+    /// --layout firecracker /srv/jailer)
     #[argh(option)]
     chroot_base_dir: Option<PathBuf>,
     /// network namespace to join (default: a new, empty one)
@@ -43,15 +52,14 @@ struct Flags {
     /// FILE=VALUE, written into the sandbox's cgroup; repeatable
     #[argh(option)]
     cgroup: Vec<String>,
-    /// cgroup below which the sandbox's is made (default husk)
-    #[argh(option, default = "String::from(\"husk\")")]
-    parent_cgroup: String,
+    /// cgroup below which the sandbox's is made (default husk; with --layout firecracker the program's name)
+    #[argh(option)]
+    parent_cgroup: Option<String>,
     /// NAME=VALUE, a limit of the process; repeatable
     #[argh(option)]
     resource_limit: Vec<String>,
-    /// accepted: there is always a new process id namespace
+    /// a new process id namespace: with --layout firecracker only then, otherwise always
     #[argh(switch)]
-    #[allow(dead_code, reason = "accepted for compatibility; always on")]
     new_pid_ns: bool,
     /// the sandbox outlives its parent and is not its child
     #[argh(switch)]
@@ -101,6 +109,8 @@ pub struct Args {
     pub exec_file: PathBuf,
     /// Its file name: a directory of the jail's path, and the program's own name.
     pub program: String,
+    /// What is in the root, and how the program comes to be.
+    pub layout: Layout,
     /// Where a jail's directory is made, absolute; none: nowhere.
     pub chroot_base_dir: Option<PathBuf>,
     /// Network namespace to join.
@@ -213,7 +223,11 @@ impl Args {
         let ours: Vec<_> = ours.iter().map(String::as_str).collect();
         let flags = Flags::from_args(&["husk-jailer"], &ours).map_err(|exit| {
             let text = exit.output.split_whitespace().collect::<Vec<_>>().join(" ");
-            if exit.status.is_ok() { ArgsError::Asked(exit.output) } else { ArgsError::Usage(text) }
+            if exit.status.is_ok() {
+                ArgsError::Asked(exit.output)
+            } else {
+                ArgsError::Usage(suggest::with(text))
+            }
         })?;
         if flags.version {
             return Err(ArgsError::Asked(format!("husk-jailer {}\n", env!("CARGO_PKG_VERSION"))));
@@ -231,7 +245,8 @@ pub(crate) fn control_fd(words: &[OsString]) -> Option<i32> {
 }
 
 /// Flags without a value.
-const SWITCHES: [&str; 5] = ["--new-pid-ns", "--daemonize", "--volume-writable", "--version", "--help"];
+const SWITCHES: [&str; 6] =
+    ["--new-pid-ns", "--daemonize", "--copy-binary", "--volume-writable", "--version", "--help"];
 
 /// `--flag=value` as two words; argh knows only those.
 fn split_values(words: &[OsString]) -> Result<Vec<String>, ArgsError> {
@@ -257,6 +272,7 @@ fn split_values(words: &[OsString]) -> Result<Vec<String>, ArgsError> {
 fn check(flags: Flags, rest: &[OsString], caller: Caller) -> Result<Args, ArgsError> {
     let volume = volume(&flags)?;
     let network = network(&flags)?;
+    let layout = chosen::layout(&flags, caller)?;
     let user = who(&flags, caller, volume.is_some())?;
     let id = flags.id.ok_or(ArgsError::Missing("id"))?;
     if id.is_empty()
@@ -265,7 +281,7 @@ fn check(flags: Flags, rest: &[OsString], caller: Caller) -> Result<Args, ArgsEr
     {
         return Err(ArgsError::Id(id));
     }
-    let exec_file = flags.exec_file.ok_or(ArgsError::Missing("exec-file"))?;
+    let exec_file = layout.program(flags.exec_file.ok_or(ArgsError::Missing("exec-file"))?);
     let program =
         exec_file.file_name().and_then(|name| name.to_str()).map(str::to_owned).ok_or_else(|| {
             ArgsError::Path {
@@ -274,7 +290,8 @@ fn check(flags: Flags, rest: &[OsString], caller: Caller) -> Result<Args, ArgsEr
                 allowed: "the path of a file is expected",
             }
         })?;
-    if let Some(base) = flags.chroot_base_dir.as_ref().filter(|base| !base.is_absolute() || has_dots(base)) {
+    let chroot_base_dir = flags.chroot_base_dir.or_else(|| layout.base());
+    if let Some(base) = chroot_base_dir.as_ref().filter(|base| !base.is_absolute() || has_dots(base)) {
         let allowed = "an absolute path without .. is expected";
         return Err(ArgsError::Path { flag: "chroot-base-dir", value: base.clone(), allowed });
     }
@@ -282,6 +299,9 @@ fn check(flags: Flags, rest: &[OsString], caller: Caller) -> Result<Args, ArgsEr
     let mut argv = vec![OsString::from(&program)];
     if control_fd.is_some() && network.is_none() && rest.iter().all(|word| word != "--control-fd") {
         argv.extend(["--control-fd".into(), "3".into()]);
+    }
+    if layout != Layout::Empty {
+        argv.extend(["--id".into(), OsString::from(&id)]);
     }
     argv.extend_from_slice(rest);
     Ok(Args {
@@ -292,10 +312,11 @@ fn check(flags: Flags, rest: &[OsString], caller: Caller) -> Result<Args, ArgsEr
         netns: flags.netns,
         cgroup_version: version(flags.cgroup_version)?,
         settings: crate::cgroup::settings(&flags.cgroup, flags.cpus)?,
-        parent_cgroup: parent(&flags.parent_cgroup)?,
-        limits: limits::parse(&flags.resource_limit)?,
+        parent_cgroup: parent(flags.parent_cgroup.as_deref().unwrap_or_else(|| layout.parent(&program)))?,
+        limits: limits::parse(&flags.resource_limit, layout.files())?,
         daemonize: flags.daemonize,
-        chroot_base_dir: flags.chroot_base_dir,
+        layout,
+        chroot_base_dir,
         id,
         exec_file,
         program,
@@ -428,5 +449,7 @@ fn parent(path: &str) -> Result<Vec<String>, ArgsError> {
     Ok(parts)
 }
 
+mod chosen;
+mod suggest;
 #[cfg(test)]
 mod tests;

@@ -45,7 +45,7 @@ impl Walls {
 
 impl Site {
     /// Says that the cell is without `part`.
-    fn miss(&self, part: &str, why: &str) {
+    pub(crate) fn miss(&self, part: &str, why: &str) {
         if self.control.is_some() {
             self.tell(&report::missing(part, why));
         } else {

@@ -150,7 +150,7 @@ pub(crate) fn system_root() -> Result<(), Errno> {
 }
 
 /// From the working directory, a mount of its own, which becomes the root.
-fn leave_old_root() -> Result<(), Errno> {
+pub(crate) fn leave_old_root() -> Result<(), Errno> {
     // The old root comes to lie on top of the new one, and is taken off: pivot_root(2), "pivot_root(".", ".")".
     pivot_root(".", ".")?;
     unmount(".", UnmountFlags::DETACH)?;

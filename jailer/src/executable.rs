@@ -189,7 +189,14 @@ mod tests {
     }
 
     #[test]
-    fn files_of_other_kinds_are_named() {
+    fn item_25_files_of_other_kinds_are_named() {
+        let scratch = crate::jail::tests::Scratch::new("executable");
+        let (fifo, link) = (scratch.0.join("fifo"), scratch.0.join("link"));
+        let mode = Mode::from_raw_mode(0o777);
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, FileType::Fifo, mode, 0).unwrap();
+        std::os::unix::fs::symlink(std::env::current_exe().unwrap(), &link).unwrap();
+        assert!(open_program(&fifo).unwrap_err().to_string().contains("not a regular file"));
+        assert!(open_program(&link).unwrap_err().to_string().contains("symbolic link"));
         let error = |path: &str| open_program(Path::new(path)).unwrap_err().to_string();
         assert!(error("/").contains("not a regular file"), "{}", error("/"));
         assert!(error("/dev/null").contains("not a regular file"));

@@ -33,6 +33,9 @@ pub enum JailError {
     /// Others can put things there.
     #[error("jail directory {}: must belong to root and be writable by nobody else", .0.display())]
     Shared(PathBuf),
+    /// Something would be hidden.
+    #[error("jail directory {}: must be empty, for the device nodes are mounted on it", .0.display())]
+    Filled(PathBuf),
     /// Anything else.
     #[error("jail directory {}: {errno}", path.display())]
     Directory {
@@ -97,7 +100,7 @@ impl Jail {
 }
 
 /// The base directory, made where it is missing.
-fn walk(base: &Path) -> Result<OwnedFd, JailError> {
+pub(crate) fn walk(base: &Path) -> Result<OwnedFd, JailError> {
     let missing = match open_strictly(CWD, base, ResolveFlags::empty()) {
         Err(Errno::NOENT) => true,
         Err(errno) => return Err(refused(errno, base)),
@@ -116,7 +119,7 @@ fn walk(base: &Path) -> Result<OwnedFd, JailError> {
 }
 
 /// Enters `name` in `at`, making it where it is missing.
-fn enter(at: impl AsFd, name: impl AsRef<Path>, path: &Path) -> Result<OwnedFd, JailError> {
+pub(crate) fn enter(at: impl AsFd, name: impl AsRef<Path>, path: &Path) -> Result<OwnedFd, JailError> {
     let name = name.as_ref();
     match open_below(&at, name) {
         Err(Errno::NOENT) => {}
@@ -129,23 +132,23 @@ fn enter(at: impl AsFd, name: impl AsRef<Path>, path: &Path) -> Result<OwnedFd, 
     }
 }
 
-fn open_below(at: impl AsFd, name: impl AsRef<Path>) -> Result<OwnedFd, Errno> {
+pub(crate) fn open_below(at: impl AsFd, name: impl AsRef<Path>) -> Result<OwnedFd, Errno> {
     open_strictly(at, name.as_ref(), ResolveFlags::BENEATH)
 }
 
-fn open_strictly(at: impl AsFd, path: &Path, more: ResolveFlags) -> Result<OwnedFd, Errno> {
+pub(crate) fn open_strictly(at: impl AsFd, path: &Path, more: ResolveFlags) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     openat2(at, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | more)
 }
 
-fn refused(errno: Errno, path: &Path) -> JailError {
+pub(crate) fn refused(errno: Errno, path: &Path) -> JailError {
     match errno {
         Errno::LOOP => JailError::Link(path.to_owned()),
         errno => JailError::Directory { path: path.to_owned(), errno },
     }
 }
 
-fn guarded(directory: &OwnedFd, path: &Path) -> Result<(), JailError> {
+pub(crate) fn guarded(directory: &OwnedFd, path: &Path) -> Result<(), JailError> {
     let status = fstat(directory).map_err(|errno| refused(errno, path))?;
     if status.st_uid != geteuid().as_raw() || status.st_mode & 0o022 != 0 {
         return Err(JailError::Shared(path.to_owned()));
@@ -154,4 +157,4 @@ fn guarded(directory: &OwnedFd, path: &Path) -> Result<(), JailError> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -30,6 +30,8 @@
 //! root; it speaks on the jailer's standard error, and the control socket closes at its execution. User, cgroups and the rest
 //! are the sandbox's. It leaves nothing behind.
 //!
+//! With `--layout firecracker` the cell is that of Firecracker's jailer, called as that is: [`layout`] says what differs.
+//!
 //! # Who is whose parent
 //! The cell is cloned with `CLONE_PARENT`: its parent is the jailer's parent, which reaps it and with which it dies. (The
 //! parent-death signal comes with the end of the *thread* that started the jailer.) With `--daemonize` it is an orphan.
@@ -53,6 +55,7 @@ mod cell;
 pub mod cgroup;
 mod executable;
 mod jail;
+pub mod layout;
 pub mod limits;
 pub mod plan;
 pub mod report;
@@ -84,10 +87,10 @@ pub fn enter(args: &Args, plan: &Plan) -> Result<Side, CellError> {
     Site::new(args)?.carry_out(plan)
 }
 
-/// The whole program: command line to exit status.
+/// The whole program: command line, the program's own name first, to exit status.
 pub fn run(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     let started = report::now_ns();
-    let words: Vec<_> = words.into_iter().collect();
+    let words = layout::called(words);
     let args = match Args::parse(words.iter().cloned(), Caller::current()) {
         Ok(args) => args,
         Err(ArgsError::Asked(text)) => {

@@ -7,7 +7,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Descriptors that the runtime may have unless told otherwise: one for each of 8192 connections of the socket device, and
 /// what 19 devices need.
-const FILES: u64 = 10_240;
+pub(crate) const FILES: u64 = 10_240;
 
 /// The names, in the order of the message that lists them.
 const NAMES: [(&str, Resource); 10] = [
@@ -82,8 +82,8 @@ impl Limit {
     }
 }
 
-/// The limits that `words` (`NAME=VALUE`) ask for, and those that are always set.
-pub(crate) fn parse(words: &[String]) -> Result<Vec<Limit>, LimitError> {
+/// The limits that `words` (`NAME=VALUE`) ask for, and those that are always set; `files`: descriptors unless asked for.
+pub(crate) fn parse(words: &[String], files: u64) -> Result<Vec<Limit>, LimitError> {
     let mut limits = vec![Limit { name: "core", resource: Resource::Core, value: 0, asked: false }];
     for word in words {
         let (name, value) = word.split_once('=').ok_or_else(|| LimitError::Form(word.clone()))?;
@@ -97,7 +97,7 @@ pub(crate) fn parse(words: &[String]) -> Result<Vec<Limit>, LimitError> {
         limits.push(Limit { name, resource, value, asked: true });
     }
     if limits.iter().all(|limit| limit.resource != Resource::Nofile) {
-        limits.push(Limit { name: "no-file", resource: Resource::Nofile, value: FILES, asked: false });
+        limits.push(Limit { name: "no-file", resource: Resource::Nofile, value: files, asked: false });
     }
     Ok(limits)
 }
@@ -111,19 +111,22 @@ mod tests {
     use super::*;
 
     fn error(words: &[&str]) -> String {
-        parse(&words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>()).unwrap_err().to_string()
+        parse(&words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>(), FILES)
+            .unwrap_err()
+            .to_string()
     }
 
     #[test]
     fn core_dumps_are_off_and_files_bounded_unasked() {
-        let limits: Vec<_> = parse(&[]).unwrap().iter().map(|limit| (limit.name(), limit.value())).collect();
+        let limits: Vec<_> =
+            parse(&[], FILES).unwrap().iter().map(|limit| (limit.name(), limit.value())).collect();
         assert_eq!(limits, [("core", 0), ("no-file", FILES)]);
         assert!(error(&["core=1"]).contains("no such limit"));
     }
 
     #[test]
     fn what_is_asked_for_is_set() {
-        let limits = parse(&["no-file=64".into(), "fsize=250000000".into()]).unwrap();
+        let limits = parse(&["no-file=64".into(), "fsize=250000000".into()], FILES).unwrap();
         assert_eq!(limits.len(), 3);
         assert_eq!((limits[1].name(), limits[1].value()), ("no-file", 64));
     }

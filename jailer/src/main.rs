@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    husk_jailer::run(std::env::args_os().skip(1))
+    husk_jailer::run(std::env::args_os())
 }

@@ -7,6 +7,7 @@
 use crate::args::{Args, VolumeArgs};
 use crate::caller::Caller;
 use crate::cgroup::Order;
+use crate::layout::{self, ChrootStep, Layout};
 use crate::limits::Limit;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -24,6 +25,8 @@ pub enum Step {
     OpenNetns(PathBuf),
     /// Make the sandbox's cgroups and write its limits.
     MakeCgroups(Order),
+    /// Find a cgroup that the operator made for the sandbox; there may be none.
+    FindParentCgroup(Order),
     /// Find the cgroups of the sandbox that a volume or a network belongs to.
     FindCgroups(Order),
     /// Take over the socket that the network is behind.
@@ -117,6 +120,8 @@ pub enum Step {
     DieWithParent,
     /// Become the program.
     Execute(Vec<OsString>),
+    /// Only with `--layout firecracker`.
+    Chroot(ChrootStep),
 }
 
 /// The steps of a cell, in order.
@@ -126,6 +131,11 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// These steps.
+    pub(crate) const fn of(steps: Vec<Step>) -> Self {
+        Self { steps }
+    }
+
     /// The steps.
     #[must_use]
     pub fn steps(&self) -> &[Step] {
@@ -220,7 +230,7 @@ fn own_namespaces(args: &Args) -> [Step; 4] {
     [Step::CgroupNamespace, Step::CoreScheduling, Step::Hostname(args.id.clone()), Step::PrivateMounts]
 }
 
-fn order(args: &Args) -> Order {
+pub(crate) fn order(args: &Args) -> Order {
     Order {
         version: args.cgroup_version,
         parent: args.parent_cgroup.clone(),
@@ -236,6 +246,9 @@ impl From<&Args> for Plan {
         }
         if let Some(socket) = args.network {
             return Self::for_network(args, socket);
+        }
+        if let Layout::Firecracker { copy, new_pid } = args.layout {
+            return layout::plan(args, copy, new_pid);
         }
         let user = Caller { uid: args.uid, gid: args.gid };
         let mut steps = vec![Step::OpenProgram(args.exec_file.clone()), Step::OpenNull];

@@ -24,9 +24,17 @@ pub(crate) fn copy(program: &OwnedFd, bytes: u64) -> Result<OwnedFd, Errno> {
         Err(Errno::INVAL) => memfd_create("husk", plain)?,
         other => other?,
     };
+    fill(&copy, program, bytes)?;
+    fchmod(&copy, Mode::from_raw_mode(0o555))?;
+    fcntl_add_seals(&copy, SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    Ok(copy)
+}
+
+/// Writes the first `bytes` bytes of `program` to `copy`.
+pub(crate) fn fill(copy: &OwnedFd, program: &OwnedFd, bytes: u64) -> Result<(), Errno> {
     let (mut offset, mut left) = (0, usize::try_from(bytes).unwrap_or(usize::MAX));
     while left > 0 {
-        match sendfile(&copy, program, Some(&mut offset), left) {
+        match sendfile(copy, program, Some(&mut offset), left) {
             // It became shorter.
             Ok(0) => return Err(Errno::IO),
             Ok(count) => left -= count.min(left),
@@ -34,9 +42,7 @@ pub(crate) fn copy(program: &OwnedFd, bytes: u64) -> Result<OwnedFd, Errno> {
             Err(errno) => return Err(errno),
         }
     }
-    fchmod(&copy, Mode::from_raw_mode(0o555))?;
-    fcntl_add_seals(&copy, SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
-    Ok(copy)
+    Ok(())
 }
 
 #[cfg(test)]

@@ -94,6 +94,15 @@ struct MountAttributes {
 
 /// Gives the mount that `mount` stands for `attributes`, beside those that it has.
 pub(crate) fn set_mount_attributes(mount: BorrowedFd<'_>, attributes: MountAttrFlags) -> Result<(), Errno> {
+    mount_setattr(mount, attributes, 0)
+}
+
+/// The same with all mounts below it.
+pub(crate) fn set_tree_attributes(mount: BorrowedFd<'_>, attributes: MountAttrFlags) -> Result<(), Errno> {
+    mount_setattr(mount, attributes, libc::AT_RECURSIVE)
+}
+
+fn mount_setattr(mount: BorrowedFd<'_>, attributes: MountAttrFlags, flags: i32) -> Result<(), Errno> {
     let wanted =
         MountAttributes { set: attributes.bits().into(), clear: 0, propagation: 0, user_namespace: 0 };
     let empty: &CStr = c"";
@@ -103,11 +112,25 @@ pub(crate) fn set_mount_attributes(mount: BorrowedFd<'_>, attributes: MountAttrF
             libc::SYS_mount_setattr,
             mount.as_raw_fd(),
             empty.as_ptr(),
-            libc::AT_EMPTY_PATH,
+            libc::AT_EMPTY_PATH | flags,
             &raw const wanted,
             size_of::<MountAttributes>(),
         )
     };
+    if result == 0 { Ok(()) } else { Err(last_error()) }
+}
+
+/// Whether this process leads its session. The session may be one of a namespace outside, and has no number then.
+pub(crate) fn leads_session() -> bool {
+    // SAFETY: a plain number, and nothing changes.
+    let session = unsafe { libc::getsid(0) };
+    u32::try_from(session) == Ok(std::process::id())
+}
+
+/// New mount, IPC and UTS namespaces for this process.
+pub(crate) fn new_namespaces() -> Result<(), Errno> {
+    // SAFETY: plain numbers; the process has one thread, and what of its views changes is what it asks for.
+    let result = unsafe { libc::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS) };
     if result == 0 { Ok(()) } else { Err(last_error()) }
 }
 

@@ -12,6 +12,7 @@ mod density;
 mod devices;
 mod doctor;
 mod drives;
+mod drop_in;
 mod faults;
 mod filters;
 mod jail;

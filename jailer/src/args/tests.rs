@@ -77,7 +77,7 @@ fn the_control_socket_is_handed_on_as_3() {
 }
 
 #[test]
-fn a_name_cannot_leave_its_directory() {
+fn item_25_a_name_cannot_leave_its_directory() {
     let long = "x".repeat(MAX_ID + 1);
     for id in ["", ".", "..", "a/b", "/", "a b", "a_b", "ü", "a\n", &long] {
         let error = instead("--id", id);
@@ -88,7 +88,7 @@ fn a_name_cannot_leave_its_directory() {
 }
 
 #[test]
-fn root_is_refused() {
+fn item_25_root_is_refused() {
     for flag in ["--uid", "--gid"] {
         for value in ["0", "-1", "4294967295", "4294967296", "root", "", "00"] {
             let error = instead(flag, value);
@@ -202,4 +202,64 @@ fn isolation_is_strict_or_what_can_be_had() {
     assert_eq!(with(&["--isolation=strict"]).unwrap().isolation, Isolation::Strict);
     let error = with(&["--isolation", "none"]).unwrap_err().to_string();
     assert_eq!(error, "--isolation \"none\": strict or best-effort is allowed");
+}
+
+#[test]
+fn firecrackers_layout_has_firecrackers_defaults() {
+    let args = with(&["--layout", "firecracker", "--new-pid-ns", "--", "--config-file", "x"]).unwrap();
+    assert_eq!(args.layout, Layout::Firecracker { copy: false, new_pid: true });
+    assert_eq!(args.chroot_base_dir, Some("/srv/jailer".into()));
+    assert_eq!(args.parent_cgroup, ["husk-runtime"]);
+    assert!(args.limits.iter().any(|limit| (limit.name(), limit.value()) == ("no-file", 2048)));
+    assert_eq!(args.argv, ["husk-runtime", "--id", "a-1", "--config-file", "x"]);
+    let told = ["--layout=firecracker", "--copy-binary", "--parent-cgroup=a/b", "--resource-limit=no-file=9"];
+    let args = with(&[&told[..], &["--chroot-base-dir", "/x"]].concat()).unwrap();
+    assert_eq!(args.layout, Layout::Firecracker { copy: true, new_pid: false });
+    assert_eq!((args.chroot_base_dir, args.parent_cgroup), (Some("/x".into()), vec!["a".into(), "b".into()]));
+    assert!(args.limits.iter().any(|limit| (limit.name(), limit.value()) == ("no-file", 9)));
+    assert_eq!(with(&["--layout", "empty", "--new-pid-ns"]).unwrap().layout, Layout::Empty);
+}
+
+#[test]
+fn firecrackers_layout_is_refused_where_it_cannot_be() {
+    let error = |words: &[&str]| with(words).unwrap_err().to_string();
+    assert_eq!(error(&["--layout", "full"]), "--layout \"full\": empty or firecracker is allowed");
+    assert_eq!(error(&["--copy-binary"]), "--layout firecracker is missing");
+    for (flag, value) in [("control-fd", "7"), ("network-socket-fd", "7")] {
+        let word = format!("--{flag}");
+        let said = error(&["--layout", "firecracker", &word, value]);
+        assert_eq!(said, format!("--{flag} cannot be given with --layout firecracker"));
+    }
+    let words = ["--id", "x", "--exec-file", "/opt/x", "--layout", "firecracker"].map(OsString::from);
+    let error = Args::parse(words, Caller { uid: 7, gid: 7 }).unwrap_err().to_string();
+    assert!(error.contains("only empty is possible") && error.contains("not started as root"), "{error}");
+    assert!(instead("--id", "../x").contains("--id"), "checked in whatever layout");
+}
+
+#[test]
+fn the_order_of_flags_is_the_callers() {
+    let flags = [
+        &["--id", "a"][..],
+        &["--daemonize"],
+        &["--uid=7"],
+        &["--exec-file", "/opt/p"],
+        &["--new-pid-ns"],
+        &["--gid", "8"],
+        &["--layout=firecracker"],
+        &["--cgroup", "pids.max=9"],
+        &["--cgroup-version", "2"],
+        &["--netns", "/n"],
+    ];
+    let expected = parse(&flags.concat()).unwrap();
+    for turn in 1..flags.len() {
+        let turned: Vec<_> = flags.iter().cycle().skip(turn).take(flags.len()).copied().collect();
+        assert_eq!(parse(&turned.concat()).unwrap(), expected, "{turned:?}");
+    }
+}
+
+#[test]
+fn what_may_have_been_meant_is_named() {
+    let error = |word: &str| with(&[word, "x"]).unwrap_err().to_string();
+    assert!(error("--chroot-base").contains("did you mean --chroot-base-dir?"), "{}", error("--chroot-base"));
+    assert!(error("--api-sock").contains("goes behind --"), "{}", error("--api-sock"));
 }

@@ -148,6 +148,18 @@ pub(crate) fn find(order: &Order) -> Result<Made, CgroupError> {
     Ok(made)
 }
 
+/// Finds the cgroup of version 2 that the sandbox's would be made in, for the process itself. None: nothing is entered.
+pub(crate) fn find_parent(order: &Order) -> Result<Made, CgroupError> {
+    let mounts = Mounts::of_this_host(order.version);
+    let Some(mount) = mounts.unified() else { return Ok(Made::default()) };
+    let path = order.parent.iter().fold(mount.to_owned(), |path, name| path.join(name));
+    match directory(&path) {
+        Ok(parent) => Ok(Made { unified: Some(parent), ..Made::default() }),
+        Err(CgroupError::Directory { errno: Errno::NOENT, .. }) => Ok(Made::default()),
+        Err(error) => Err(error),
+    }
+}
+
 fn fill(order: &Order, made: &mut Made) -> Result<(), CgroupError> {
     let mounts = Mounts::of_this_host(order.version);
     let mut unified: Vec<&Setting> = Vec::new();
@@ -170,8 +182,11 @@ fn fill(order: &Order, made: &mut Made) -> Result<(), CgroupError> {
 }
 
 impl Made {
-    /// The calling process enters the v1 cgroups; in the v2 one it was born.
+    /// The calling process enters the v1 cgroups, and the v2 one where it was not born there.
     pub(crate) fn enter(&self) -> Result<(), CgroupError> {
+        if let Some(unified) = &self.unified {
+            put(unified, "cgroup.procs", "0").map_err(CgroupError::Enter)?;
+        }
         self.procs.iter().try_for_each(|procs| write(procs, b"0").map(drop).map_err(CgroupError::Enter))
     }
 

@@ -3,10 +3,10 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 /// A directory that goes away with the test.
-struct Scratch(PathBuf);
+pub(crate) struct Scratch(pub(crate) PathBuf);
 
 impl Scratch {
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let path = fs::canonicalize(std::env::temp_dir())
             .unwrap()
             .join(format!("jail-{name}-{}", std::process::id()));
@@ -34,7 +34,7 @@ fn a_jail_is_made_and_taken_back() {
 }
 
 #[test]
-fn what_exists_is_refused_whatever_it_is() {
+fn item_25_what_exists_is_refused_whatever_it_is() {
     let scratch = Scratch::new("exists");
     let program = scratch.0.join("prog");
     fs::create_dir(&program).unwrap();
@@ -42,9 +42,10 @@ fn what_exists_is_refused_whatever_it_is() {
     fs::write(program.join("file"), b"").unwrap();
     symlink("/etc", program.join("link")).unwrap();
     symlink(scratch.0.join("nowhere"), program.join("dangling")).unwrap();
+    fs::hard_link(program.join("file"), program.join("hardlink")).unwrap();
     rustix::fs::mknodat(CWD, program.join("fifo"), rustix::fs::FileType::Fifo, Mode::from_raw_mode(0o600), 0)
         .unwrap();
-    for id in ["directory", "file", "link", "dangling", "fifo"] {
+    for id in ["directory", "file", "link", "dangling", "hardlink", "fifo"] {
         let error = make(&scratch.0, "prog", id).unwrap_err();
         assert!(matches!(error, JailError::Exists(_)), "{id}: {error}");
         assert!(error.to_string().contains(id));
@@ -54,7 +55,7 @@ fn what_exists_is_refused_whatever_it_is() {
 }
 
 #[test]
-fn a_symbolic_link_on_the_way_is_refused() {
+fn item_25_a_symbolic_link_on_the_way_is_refused() {
     let scratch = Scratch::new("link");
     fs::create_dir(scratch.0.join("real")).unwrap();
     symlink(scratch.0.join("real"), scratch.0.join("alias")).unwrap();
@@ -66,7 +67,7 @@ fn a_symbolic_link_on_the_way_is_refused() {
 }
 
 #[test]
-fn a_base_that_others_can_write_is_refused() {
+fn item_25_a_base_that_others_can_write_is_refused() {
     let scratch = Scratch::new("shared");
     fs::set_permissions(&scratch.0, fs::Permissions::from_mode(0o777)).unwrap();
     assert!(matches!(make(&scratch.0, "prog", "x"), Err(JailError::Shared(_))));

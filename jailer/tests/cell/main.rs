@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test ends at its first surprise")]
 
+mod layout;
+mod obstacles;
 mod rootless;
 mod start;
 
