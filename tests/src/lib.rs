@@ -8,12 +8,15 @@
     reason = "a test that cannot set up what it needs has failed, and says so by a panic"
 )]
 
+pub mod alive;
+pub mod attempts;
 pub mod bench;
 pub mod cell;
 #[cfg(test)]
 mod documents;
 pub mod footprint;
 pub mod guest_vsock;
+pub mod handed;
 pub mod husk;
 pub mod load;
 pub mod loops;
