@@ -122,7 +122,7 @@ pub(crate) fn listen(socket: &OwnedFd) -> (i32, String) {
 
 /// The clone is our child: the jailer made it so.
 #[track_caller]
-fn reap(pid: i32) -> ExitStatus {
+pub(crate) fn reap(pid: i32) -> ExitStatus {
     let mut status = 0;
     #[expect(unsafe_code, reason = "waits for a child that std did not make")]
     // SAFETY: `status` lives through the call.

@@ -18,6 +18,7 @@ pub mod footprint;
 pub mod guest_vsock;
 pub mod handed;
 pub mod husk;
+pub mod jailed_peer;
 pub mod load;
 pub mod loops;
 pub mod ordinary;

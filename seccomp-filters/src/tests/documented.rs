@@ -87,7 +87,10 @@ impl Documented {
 fn the_document_is_the_list() {
     let (documented, compiled) = (list(), listing());
     if cfg!(target_arch = "x86_64") {
-        assert!(documented == compiled, "docs/filters.md is not what `husk doctor --filters` prints: put that there");
+        assert!(
+            documented == compiled,
+            "docs/filters.md is not what `husk doctor --filters` prints: put that there"
+        );
     }
 }
 
@@ -100,8 +103,7 @@ fn the_allowed_list_equals_the_documented_one() {
     assert!(rules.len() > 200, "only {} rules were found", rules.len());
     let plain = [[0; 6], [u64::MAX; 6], [1, 2, 3, 4, 5, 6]];
     let every = (0..1024).chain((0..1024).map(|number| number | 0x4000_0000)).chain([0x7fff_ffff, u32::MAX]);
-    let mut calls: Vec<Call> =
-        every.flat_map(|number| plain.map(|args| Call { number, args })).collect();
+    let mut calls: Vec<Call> = every.flat_map(|number| plain.map(|args| Call { number, args })).collect();
     calls.extend(rules.iter().flat_map(Documented::edges));
     for role in Role::ALL {
         let mut allowed = 0;

@@ -29,7 +29,8 @@ pub(super) fn call(number: i64, arguments: &[usize]) -> Result<usize> {
     // the same statement or a `let` above it), or addresses where nothing is. What a successful attempt does to this process is
     // the attempt's business: it says what came of it and ends.
     let result = unsafe { libc::syscall(number, word(0), word(1), word(2), word(3), word(4), word(5)) };
-    if result < 0 { Err(Error::last_os_error()) } else { Ok(result.cast_unsigned() as usize) }
+    // A negative one is an error, and its number is in errno.
+    usize::try_from(result).map_err(|_| Error::last_os_error())
 }
 
 /// The same, where the value does not matter.

@@ -11,7 +11,8 @@ const CLONE_FILE: usize = 0x4004_9409;
 pub(super) const ALL: &[Attempt] = &[
     Attempt::out("type-on-a-terminal", |w, _| ioctl(w.terminal, 0x5412, at(&mut b'x'))).where_built(),
     // A terminal that is nobody's; one that is somebody's takes a capability.
-    Attempt::surface("take-a-terminal", |w, _| ioctl(w.terminal, 0x540e, 0)).after(|_| call(libc::SYS_setsid, &[])),
+    Attempt::surface("take-a-terminal", |w, _| ioctl(w.terminal, 0x540e, 0))
+        .after(|_| call(libc::SYS_setsid, &[])),
     Attempt::surface("change-a-terminal", |w, _| {
         let mut settings = [0_u8; 64];
         ioctl(w.terminal, 0x5401, at(&mut settings))
@@ -44,7 +45,10 @@ pub(super) const ALL: &[Attempt] = &[
     }),
     Attempt::out("make-a-disk-immutable", |w, _| {
         // To what it is: nothing.
-        past(&[libc::ENOTTY, libc::EOPNOTSUPP], call(libc::SYS_ioctl, &[int(w.disk), SET_FLAGS, at(&mut 0_u64)]))
+        past(
+            &[libc::ENOTTY, libc::EOPNOTSUPP],
+            call(libc::SYS_ioctl, &[int(w.disk), SET_FLAGS, at(&mut 0_u64)]),
+        )
     })
     .of_owner(),
     Attempt::surface("clone-a-disk", |w, _| {
@@ -57,7 +61,10 @@ pub(super) const ALL: &[Attempt] = &[
     .filter_alone(),
     Attempt::surface("ask-a-socket-for-interfaces", |w, _| {
         let mut request = [0_usize; 2];
-        past(&[libc::ENOTTY, libc::EOPNOTSUPP], call(libc::SYS_ioctl, &[int(w.control), 0x8912, at(&mut request)]))
+        past(
+            &[libc::ENOTTY, libc::EOPNOTSUPP],
+            call(libc::SYS_ioctl, &[int(w.control), 0x8912, at(&mut request)]),
+        )
     }),
     Attempt::surface("be-signalled", |w, _| ioctl(w.control, 0x5452, at(&mut 0_i32))),
     Attempt::surface("close-at-exec-by-ioctl", |w, _| ioctl(w.disk, 0x5451, 0)),
@@ -67,7 +74,8 @@ pub(super) const ALL: &[Attempt] = &[
     .where_built(),
     Attempt::surface("send-a-file", |w, _| done(libc::SYS_sendfile, &[int(w.disk), int(w.image), 0, 1])),
     Attempt::surface("make-a-pipe", |_, _| done(libc::SYS_pipe2, &[at(&mut [0_i32; 2]), 0])),
-    Attempt::surface("splice", |w, pipe| done(libc::SYS_splice, &[int(w.image), 0, pipe >> 32, 0, 1, 0])).after(pipe),
+    Attempt::surface("splice", |w, pipe| done(libc::SYS_splice, &[int(w.image), 0, pipe >> 32, 0, 1, 0]))
+        .after(pipe),
     Attempt::surface("tee", |_, pipe| {
         let result = call(libc::SYS_tee, &[pipe & 0xffff_ffff, pipe >> 32, 1, 2]);
         past(&[libc::EINVAL, libc::EAGAIN], result)
@@ -88,9 +96,7 @@ pub(super) const ALL: &[Attempt] = &[
         past(&[libc::EOPNOTSUPP, libc::EINVAL], result)
     }),
     Attempt::surface("old-asynchronous-io", |_, _| done(libc::SYS_io_setup, &[1, at(&mut 0_usize)])),
-    Attempt::surface("signals-as-a-file", |_, _| {
-        done(libc::SYS_signalfd4, &[int(-1), at(&mut 0_u64), 8, 0])
-    }),
+    Attempt::surface("signals-as-a-file", |_, _| done(libc::SYS_signalfd4, &[int(-1), at(&mut 0_u64), 8, 0])),
 ];
 
 impl Attempt {

@@ -16,9 +16,7 @@ pub(super) const ALL: &[Attempt] = &[
     Attempt::out("read-anothers-environment", |w, _| of_another(w, "environ", libc::O_RDONLY)),
     Attempt::out("open-own-memory", |_, _| open("/proc/self/mem", libc::O_RDWR).map(drop)),
     Attempt::out("open-own-program", |_, _| open("/proc/self/exe", libc::O_RDONLY).map(drop)),
-    Attempt::out("write-own-program", |_, _| {
-        past(&[libc::ETXTBSY], open("/proc/self/exe", libc::O_WRONLY))
-    }),
+    Attempt::out("write-own-program", |_, _| past(&[libc::ETXTBSY], open("/proc/self/exe", libc::O_WRONLY))),
     Attempt::out("truncate-own-program", |_, _| {
         let name = c"/proc/self/exe".as_ptr().expose_provenance();
         // To a length that no file system has, so that nothing would be lost.
@@ -30,14 +28,14 @@ pub(super) const ALL: &[Attempt] = &[
     Attempt::out("reopen-an-image-to-write", |w, _| {
         open(&format!("/proc/self/fd/{}", w.image), libc::O_RDWR).map(drop)
     }),
-    Attempt::out("reopen-an-image-in-dev", |w, _| open(&format!("/dev/fd/{}", w.image), libc::O_RDONLY).map(drop)),
+    Attempt::out("reopen-an-image-in-dev", |w, _| {
+        open(&format!("/dev/fd/{}", w.image), libc::O_RDONLY).map(drop)
+    }),
     Attempt::out("own-proc-then-own-program", own_proc),
     Attempt::out("name-a-handle", |w, _| {
         let (file, mut handle, mut mount) = (path(&w.targets.file)?, [0_u32; 2], 0_i32);
-        let result = call(
-            libc::SYS_name_to_handle_at,
-            &[CWD, text_of(&file), at(&mut handle), at(&mut mount), 0],
-        );
+        let result =
+            call(libc::SYS_name_to_handle_at, &[CWD, text_of(&file), at(&mut handle), at(&mut mount), 0]);
         past(&[libc::EOVERFLOW, libc::EOPNOTSUPP], result)
     }),
     Attempt::out("open-a-handle", |w, _| {
@@ -90,7 +88,12 @@ fn execute(program: &std::ffi::CStr) -> Result<()> {
 
 fn execute_open(file: usize) -> Result<()> {
     let empty = c"".as_ptr().expose_provenance();
-    let mut arguments = [c"probe".as_ptr().expose_provenance(), c"-c".as_ptr().expose_provenance(), c"exit 0".as_ptr().expose_provenance(), 0];
+    let mut arguments = [
+        c"probe".as_ptr().expose_provenance(),
+        c"-c".as_ptr().expose_provenance(),
+        c"exit 0".as_ptr().expose_provenance(),
+        0,
+    ];
     let mut environment = [0_usize];
     let flag = int(libc::AT_EMPTY_PATH);
     done(libc::SYS_execveat, &[file, empty, at(&mut arguments), at(&mut environment), flag])

@@ -25,7 +25,10 @@ pub(super) const ALL: &[Attempt] = &[
     })
     .where_built(),
     Attempt::out("load-a-kernel-file", |_, _| {
-        past(&[libc::EINVAL, libc::EBADF], call(libc::SYS_kexec_file_load, &[usize::MAX, usize::MAX, 0, 0, 0xffff]))
+        past(
+            &[libc::EINVAL, libc::EBADF],
+            call(libc::SYS_kexec_file_load, &[usize::MAX, usize::MAX, 0, 0, 0xffff]),
+        )
     })
     .where_built(),
     Attempt::out("restart-the-machine", |_, _| {

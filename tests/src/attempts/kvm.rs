@@ -14,7 +14,8 @@ pub(super) const ALL: &[Attempt] = &[
     }),
     Attempt::surface("kvm-device-for-vfio", |_, vm| device(vm, 4)).after(machine).where_built(),
     Attempt::surface("kvm-device-for-a-bus", |_, vm| device(vm, 1)).after(machine).where_built(),
-    Attempt::surface("kvm-timer", |_, vm| vm_call(vm, 0x4040_ae77, at(&mut [0_u32; 16]))).after(machine_with_irqs),
+    Attempt::surface("kvm-timer", |_, vm| vm_call(vm, 0x4040_ae77, at(&mut [0_u32; 16])))
+        .after(machine_with_irqs),
     Attempt::surface("kvm-dirty-log", |_, vm| {
         past(&[libc::ENOENT, libc::EINVAL], vm_request(vm, 0x4010_ae42, at(&mut [0_usize; 2])))
     })
@@ -40,13 +41,16 @@ pub(super) const ALL: &[Attempt] = &[
         past(&[libc::EINVAL, libc::ENOTTY], vm_request(vm, 0xc040_aed4, at(&mut request)))
     })
     .after(machine),
-    Attempt::surface("kvm-coalesced-writes", |_, vm| vm_call(vm, 0x4010_ae67, at(&mut [0_u32; 4]))).after(machine),
+    Attempt::surface("kvm-coalesced-writes", |_, vm| vm_call(vm, 0x4010_ae67, at(&mut [0_u32; 4])))
+        .after(machine),
     Attempt::surface("kvm-state-of-interrupts", |_, vm| vm_call(vm, 0xc208_ae62, at(&mut [0_u64; 65])))
         .after(machine_with_irqs),
-    Attempt::surface("kvm-debug-a-guest", |_, cpu| vm_call(cpu, 0x4048_ae9b, at(&mut [0_u64; 9]))).after(processor),
+    Attempt::surface("kvm-debug-a-guest", |_, cpu| vm_call(cpu, 0x4048_ae9b, at(&mut [0_u64; 9])))
+        .after(processor),
     Attempt::surface("kvm-translate-an-address", |_, cpu| vm_call(cpu, 0xc018_ae85, at(&mut [0_u64; 3])))
         .after(processor),
-    Attempt::surface("kvm-floating-point", |_, cpu| vm_call(cpu, 0x81a0_ae8c, at(&mut [0_u64; 52]))).after(processor),
+    Attempt::surface("kvm-floating-point", |_, cpu| vm_call(cpu, 0x81a0_ae8c, at(&mut [0_u64; 52])))
+        .after(processor),
     Attempt::surface("kvm-events", |_, cpu| vm_call(cpu, 0x8040_ae9f, at(&mut [0_u64; 8]))).after(processor),
     Attempt::surface("kvm-non-maskable-interrupt", |_, cpu| vm_call(cpu, 0xae9a, 0)).after(processor),
     Attempt::surface("kvm-mask-of-signals", |_, cpu| vm_call(cpu, 0x4004_ae8b, 0)).after(processor),

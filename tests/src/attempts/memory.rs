@@ -15,14 +15,20 @@ pub(super) const ALL: &[Attempt] = &[
     Attempt::surface("map-writable-and-executable", |_, _| {
         map(READ | WRITE | EXECUTE, ANONYMOUS, usize::MAX).map(drop)
     }),
-    Attempt::surface("map-a-program", |w, _| map(READ | EXECUTE, libc::MAP_PRIVATE, int(w.program)).map(drop)),
+    Attempt::surface("map-a-program", |w, _| {
+        map(READ | EXECUTE, libc::MAP_PRIVATE, int(w.program)).map(drop)
+    }),
     Attempt::surface("map-a-disk-writable", |w, _| {
         let flags = [int(READ | WRITE), int(libc::MAP_SHARED)];
         done(libc::SYS_mmap, &[0, 1 << 16, flags[0], flags[1], int(w.disk), 0])
     }),
-    Attempt::surface("map-a-page-of-a-disk", |w, _| map(READ | WRITE, libc::MAP_SHARED, int(w.disk)).map(drop))
-        .while_building(),
-    Attempt::surface("map-a-disk-privately", |w, _| map(READ | WRITE, libc::MAP_PRIVATE, int(w.disk)).map(drop)),
+    Attempt::surface("map-a-page-of-a-disk", |w, _| {
+        map(READ | WRITE, libc::MAP_SHARED, int(w.disk)).map(drop)
+    })
+    .while_building(),
+    Attempt::surface("map-a-disk-privately", |w, _| {
+        map(READ | WRITE, libc::MAP_PRIVATE, int(w.disk)).map(drop)
+    }),
     Attempt::surface("map-shared-memory", |_, _| {
         map(READ | WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS, usize::MAX).map(drop)
     }),
@@ -49,14 +55,14 @@ pub(super) const ALL: &[Attempt] = &[
         done(libc::SYS_mremap, &[page, PAGE, PAGE, flags, there])
     })
     .after(page),
-    Attempt::surface("shuffle-a-file", |_, page| {
-        done(libc::SYS_remap_file_pages, &[page, PAGE, 0, 0, 0])
-    })
-    .after(|w| map(READ | WRITE, libc::MAP_SHARED, int(w.disk))),
+    Attempt::surface("shuffle-a-file", |_, page| done(libc::SYS_remap_file_pages, &[page, PAGE, 0, 0, 0]))
+        .after(|w| map(READ | WRITE, libc::MAP_SHARED, int(w.disk))),
     Attempt::surface("make-a-file-in-memory", |_, _| done(libc::SYS_memfd_create, &[text(c"husk"), 0])),
     Attempt::surface("make-secret-memory", |_, _| done(libc::SYS_memfd_secret, &[0])).where_built(),
-    Attempt::out("lock-all-memory", |_, _| done(libc::SYS_mlockall, &[int(libc::MCL_ONFAULT | libc::MCL_FUTURE)]))
-        .after(no_locked_memory),
+    Attempt::out("lock-all-memory", |_, _| {
+        done(libc::SYS_mlockall, &[int(libc::MCL_ONFAULT | libc::MCL_FUTURE)])
+    })
+    .after(no_locked_memory),
     Attempt::surface("lock-a-page", |_, page| done(libc::SYS_mlock2, &[page, PAGE, 0])).after(page),
     Attempt::surface("see-what-is-cached", |_, page| {
         done(libc::SYS_mincore, &[page, PAGE, at(&mut [0_u8; 8])])
@@ -65,13 +71,9 @@ pub(super) const ALL: &[Attempt] = &[
     Attempt::surface("share-equal-pages", |_, page| done(libc::SYS_madvise, &[page, PAGE, 12]))
         .after(page)
         .where_built(),
-    Attempt::out("break-a-page", |_, page| {
-        // Of no length: the permission is asked first, and no page is lost.
-        done(libc::SYS_madvise, &[page, 0, 100])
-    })
-    .nobody("0 for a length of 0, EPERM or EINVAL before: the kernel's order differs by version")
-    .after(page),
-    Attempt::surface("place-memory", |_, page| done(libc::SYS_mbind, &[page, PAGE, 0, 0, 0, 0])).after(page).where_built(),
+    Attempt::surface("place-memory", |_, page| done(libc::SYS_mbind, &[page, PAGE, 0, 0, 0, 0]))
+        .after(page)
+        .where_built(),
     Attempt::surface("place-all-memory", |_, _| done(libc::SYS_set_mempolicy, &[0, 0, 0])).where_built(),
     Attempt::surface("see-where-memory-is", |_, _| {
         done(libc::SYS_get_mempolicy, &[at(&mut 0_i32), 0, 0, 0, 0])

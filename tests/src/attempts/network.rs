@@ -39,20 +39,25 @@ pub(super) const ALL: &[Attempt] = &[
     }),
     Attempt::surface("socket-unix", |_, _| family(libc::AF_UNIX, libc::SOCK_STREAM, 0).map(drop)),
     Attempt::surface("socket-inet", |_, _| family(libc::AF_INET, libc::SOCK_STREAM, 0).map(drop)),
-    Attempt::surface("socket-inet6", |_, _| family(libc::AF_INET6, libc::SOCK_STREAM, 0).map(drop)).where_built(),
-    Attempt::surface("socket-netlink-routes", |_, _| family(libc::AF_NETLINK, libc::SOCK_RAW, 0).map(drop)),
-    Attempt::surface("socket-netlink-firewall", |_, _| family(libc::AF_NETLINK, libc::SOCK_RAW, 12).map(drop))
+    Attempt::surface("socket-inet6", |_, _| family(libc::AF_INET6, libc::SOCK_STREAM, 0).map(drop))
         .where_built(),
+    Attempt::surface("socket-netlink-routes", |_, _| family(libc::AF_NETLINK, libc::SOCK_RAW, 0).map(drop)),
+    Attempt::surface("socket-netlink-firewall", |_, _| {
+        family(libc::AF_NETLINK, libc::SOCK_RAW, 12).map(drop)
+    })
+    .where_built(),
     Attempt::surface("socket-netlink-uevents", |_, _| family(libc::AF_NETLINK, libc::SOCK_RAW, 15).map(drop)),
     Attempt::out("socket-raw", |_, _| family(libc::AF_INET, libc::SOCK_RAW, 1).map(drop)),
     Attempt::out("socket-packet", |_, _| family(libc::AF_PACKET, libc::SOCK_RAW, 0).map(drop)).where_built(),
-    Attempt::surface("socket-vsock", |_, _| family(libc::AF_VSOCK, libc::SOCK_STREAM, 0).map(drop)).where_built(),
+    Attempt::surface("socket-vsock", |_, _| family(libc::AF_VSOCK, libc::SOCK_STREAM, 0).map(drop))
+        .where_built(),
     Attempt::surface("socket-algorithms", |_, _| family(libc::AF_ALG, libc::SOCK_SEQPACKET, 0).map(drop))
         .where_built(),
     Attempt::surface("socket-bluetooth", |_, _| family(libc::AF_BLUETOOTH, libc::SOCK_RAW, 1).map(drop))
         .where_built(),
     Attempt::surface("socket-can", |_, _| family(libc::AF_CAN, libc::SOCK_RAW, 1).map(drop)).where_built(),
-    Attempt::surface("socket-tipc", |_, _| family(libc::AF_TIPC, libc::SOCK_STREAM, 0).map(drop)).where_built(),
+    Attempt::surface("socket-tipc", |_, _| family(libc::AF_TIPC, libc::SOCK_STREAM, 0).map(drop))
+        .where_built(),
     Attempt::out("socket-keys", |_, _| family(libc::AF_KEY, libc::SOCK_RAW, 2).map(drop)).where_built(),
     Attempt::out("socket-xdp", |_, _| family(libc::AF_XDP, libc::SOCK_RAW, 0).map(drop)).where_built(),
     Attempt::surface("socket-of-any-family", |_, _| {
@@ -93,12 +98,14 @@ pub(super) const ALL: &[Attempt] = &[
     Attempt::surface("attach-a-socket-filter", |w, _| {
         let mut filter = [0xffff_0000_0006_u64];
         let mut program = [1_usize, at(&mut filter)];
-        let arguments = [int(w.control), int(libc::SOL_SOCKET), int(libc::SO_ATTACH_FILTER), at(&mut program), 16];
+        let arguments =
+            [int(w.control), int(libc::SOL_SOCKET), int(libc::SO_ATTACH_FILTER), at(&mut program), 16];
         done(libc::SYS_setsockopt, &arguments)
     }),
     Attempt::out("grow-buffers-past-the-limit", |w, _| {
         let mut bytes = 1 << 16;
-        let arguments = [int(w.control), int(libc::SOL_SOCKET), int(libc::SO_SNDBUFFORCE), at::<i32>(&mut bytes), 4];
+        let arguments =
+            [int(w.control), int(libc::SOL_SOCKET), int(libc::SO_SNDBUFFORCE), at::<i32>(&mut bytes), 4];
         done(libc::SYS_setsockopt, &arguments)
     }),
     Attempt::surface("shut-a-side-down", |w, _| done(libc::SYS_shutdown, &[int(w.control), 0]))
@@ -113,7 +120,8 @@ fn family(number: i32, kind: i32, protocol: i32) -> Result<usize> {
 fn message(world: &World, control: &mut [u64]) -> Result<()> {
     let mut word = *b"nothing";
     let mut vector = [at(&mut word), word.len()];
-    let mut header = [0, 0, at(&mut vector), 1, at(control.first_mut().unwrap_or(&mut 0)), size_of_val(control), 0];
+    let mut header =
+        [0, 0, at(&mut vector), 1, at(control.first_mut().unwrap_or(&mut 0)), size_of_val(control), 0];
     done(libc::SYS_sendmsg, &[int(world.control), at(&mut header), int(libc::MSG_NOSIGNAL)])
 }
 

@@ -1,7 +1,7 @@
 //! Privileges: users, capabilities, limits, and what a process may say of itself.
 
-use super::call::{at, call, done, int, past};
 use super::Attempt;
+use super::call::{at, call, done, int, past};
 use std::io::{Error, Result};
 
 pub(super) const ALL: &[Attempt] = &[
@@ -88,10 +88,9 @@ pub(super) const ALL: &[Attempt] = &[
         done(libc::SYS_landlock_create_ruleset, &[at(&mut rights), 8, 0])
     })
     .where_built(),
-    Attempt::surface("ask-for-landlock", |_, _| done(libc::SYS_landlock_create_ruleset, &[0, 0, 1])).where_built(),
-    Attempt::surface("new-session", |_, _| {
-        past(&[libc::EPERM], call(libc::SYS_setsid, &[]))
-    }),
+    Attempt::surface("ask-for-landlock", |_, _| done(libc::SYS_landlock_create_ruleset, &[0, 0, 1]))
+        .where_built(),
+    Attempt::surface("new-session", |_, _| past(&[libc::EPERM], call(libc::SYS_setsid, &[]))),
     Attempt::surface("change-umask", |_, _| done(libc::SYS_umask, &[0])),
     Attempt::surface("read-own-capabilities", |_, _| {
         let (mut header, mut room) = ([0x2008_0522_u32, 0], [0_u32; 6]);

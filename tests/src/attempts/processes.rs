@@ -13,7 +13,9 @@ pub(super) const ALL: &[Attempt] = &[
     Attempt::out("signal-thread", |w, _| done(libc::SYS_tkill, &[pid(w), 0])),
     Attempt::out("signal-thread-of-process", |w, _| done(libc::SYS_tgkill, &[pid(w), pid(w), 0])),
     Attempt::out("queue-signal", |w, _| queue(w, libc::SYS_rt_sigqueueinfo, &[pid(w), 0])),
-    Attempt::out("queue-signal-to-thread", |w, _| queue(w, libc::SYS_rt_tgsigqueueinfo, &[pid(w), pid(w), 0])),
+    Attempt::out("queue-signal-to-thread", |w, _| {
+        queue(w, libc::SYS_rt_tgsigqueueinfo, &[pid(w), pid(w), 0])
+    }),
     Attempt::out("handle-of-process", |w, _| handle(w).map(drop)),
     Attempt::out("signal-by-handle", |w, _| done(libc::SYS_pidfd_send_signal, &[handle(w)?, 0, 0, 0])),
     Attempt::out("steal-descriptor", |w, _| done(libc::SYS_pidfd_getfd, &[handle(w)?, 0, 0])),

@@ -6,11 +6,10 @@ use super::call::{at, call, done, int, past, text};
 pub(super) const ALL: &[Attempt] = &[
     Attempt::surface("files-of-events-by-epoll", |_, _| {
         // epoll_create1 is what rules allow, without a size.
-        done(libc::SYS_epoll_pwait2, &[usize::MAX, at(&mut [0_u64; 2]), 1, 0, 0, 8]).or_else(past_bad_descriptor)
+        done(libc::SYS_epoll_pwait2, &[usize::MAX, at(&mut [0_u64; 2]), 1, 0, 0, 8])
+            .or_else(past_bad_descriptor)
     }),
-    Attempt::surface("timer-of-a-process", |_, _| {
-        done(libc::SYS_timer_create, &[0, 0, at(&mut 0_i32)])
-    }),
+    Attempt::surface("timer-of-a-process", |_, _| done(libc::SYS_timer_create, &[0, 0, at(&mut 0_i32)])),
     Attempt::surface("interval-timer", |_, _| done(libc::SYS_setitimer, &[1, at(&mut [0_u64; 4]), 0])),
     Attempt::surface("which-cpu", |_, _| done(libc::SYS_getcpu, &[at(&mut 0_u32), 0, 0])),
     Attempt::surface("name-of-the-kernel", |_, _| done(libc::SYS_uname, &[at(&mut [0_u8; 390])])),
@@ -50,9 +49,14 @@ pub(super) const ALL: &[Attempt] = &[
         done(libc::SYS_pselect6, &[0, 0, 0, 0, at(&mut [0_u64; 2]), 0])
     }),
     Attempt::surface("cache-of-names", |_, _| {
-        past(&[libc::ENOENT, libc::EACCES], call(libc::SYS_readlinkat, &[int(-100), text(c"/none"), at(&mut [0_u8; 8]), 8]))
+        past(
+            &[libc::ENOENT, libc::EACCES],
+            call(libc::SYS_readlinkat, &[int(-100), text(c"/none"), at(&mut [0_u8; 8]), 8]),
+        )
     }),
-    Attempt::surface("write-all-file-systems", |_, _| done(libc::SYS_sync_file_range, &[usize::MAX, 0, 0, 0]).or_else(past_bad_descriptor)),
+    Attempt::surface("write-all-file-systems", |_, _| {
+        done(libc::SYS_sync_file_range, &[usize::MAX, 0, 0, 0]).or_else(past_bad_descriptor)
+    }),
     Attempt::surface("map-of-a-shadow-stack", |_, _| {
         past(&[libc::EOPNOTSUPP, libc::ENOTSUP, libc::EINVAL], call(453, &[0, 4096, 0]))
     })
@@ -62,8 +66,9 @@ pub(super) const ALL: &[Attempt] = &[
     })
     .where_built(),
     Attempt::surface("seal-own-memory", |_, _| done(462, &[0x1000, 0, 0])).where_built(),
-    Attempt::out("a-number-that-is-no-call", |_, _| done(9_999, &[]))
-        .nobody("ENOSYS: no kernel has it; a filter that lets unknown numbers through lets new calls through"),
+    Attempt::out("a-number-that-is-no-call", |_, _| done(9_999, &[])).nobody(
+        "ENOSYS: no kernel has it; a filter that lets unknown numbers through lets new calls through",
+    ),
     Attempt::out("a-number-beyond-all", |_, _| done(0x3fff_ffff, &[])).nobody("ENOSYS, as before"),
 ];
 

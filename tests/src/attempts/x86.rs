@@ -19,9 +19,7 @@ pub(super) const ALL: &[Attempt] = &[
         done(libc::SYS_creat, &[text_of(&path(&w.targets.new)?), 0o600])?;
         done(libc::SYS_unlink, &[text_of(&path(&w.targets.new)?)])
     }),
-    Attempt::out("old-chmod", |w, _| {
-        done(libc::SYS_chmod, &[text_of(&path(&w.targets.file)?), 0o777])
-    }),
+    Attempt::out("old-chmod", |w, _| done(libc::SYS_chmod, &[text_of(&path(&w.targets.file)?), 0o777])),
     Attempt::out("old-readlink", |_, _| {
         let mut room = [0_u8; 64];
         done(libc::SYS_readlink, &[text(c"/proc/self/exe"), at(&mut room), 64])
@@ -35,10 +33,8 @@ pub(super) const ALL: &[Attempt] = &[
     Attempt::surface("old-alarm", |_, _| done(libc::SYS_alarm, &[0])),
     Attempt::out("ports-of-the-machine", |_, _| done(libc::SYS_ioperm, &[0x80, 1, 1])).where_built(),
     Attempt::out("all-ports-of-the-machine", |_, _| done(libc::SYS_iopl, &[3])).where_built(),
-    Attempt::surface("read-own-segments", |_, _| {
-        done(libc::SYS_modify_ldt, &[0, at(&mut [0_u8; 64]), 64])
-    })
-    .where_built(),
+    Attempt::surface("read-own-segments", |_, _| done(libc::SYS_modify_ldt, &[0, at(&mut [0_u8; 64]), 64]))
+        .where_built(),
     Attempt::surface("change-own-segments", |_, _| {
         // Entry 0: 32-bit data, all of memory.
         let mut entry = [0_u32, 0, 0xf_ffff, 0b101_0001];
@@ -46,24 +42,17 @@ pub(super) const ALL: &[Attempt] = &[
     })
     .where_built(),
     Attempt::surface("read-own-base", |_, _| done(libc::SYS_arch_prctl, &[0x1003, at(&mut 0_usize)])),
-    Attempt::surface("trap-cpuid", |_, _| {
-        past(&[libc::ENODEV], call(libc::SYS_arch_prctl, &[0x1012, 1]))
-    }),
+    Attempt::surface("trap-cpuid", |_, _| past(&[libc::ENODEV], call(libc::SYS_arch_prctl, &[0x1012, 1]))),
     Attempt::surface("ask-for-more-registers", |_, _| {
         past(&[libc::EINVAL, libc::EOPNOTSUPP, libc::ENODEV], call(libc::SYS_arch_prctl, &[0x1023, 18]))
     }),
     Attempt::surface("entry-of-32-bit", |_, _| compatibility(20).map(drop)).where_built(),
-    Attempt::surface("write-by-32-bit-entry", |_, _| {
-        past(&[libc::EBADF], compatibility(6))
-    })
-    .where_built(),
+    Attempt::surface("write-by-32-bit-entry", |_, _| past(&[libc::EBADF], compatibility(6))).where_built(),
     Attempt::out("entry-of-x32", |_, _| done(X32 | libc::SYS_getpid, &[]))
         .nobody("ENOSYS where the kernel was built without it, as distributions' are"),
     Attempt::out("open-by-x32", |w, _| named(X32 | libc::SYS_open, w)).nobody("ENOSYS, as before"),
-    Attempt::out("execute-by-x32", |_, _| {
-        done(X32 | 520, &[text(c"/bin/true"), 0, 0])
-    })
-    .nobody("ENOSYS, as before"),
+    Attempt::out("execute-by-x32", |_, _| done(X32 | 520, &[text(c"/bin/true"), 0, 0]))
+        .nobody("ENOSYS, as before"),
     Attempt::out("old-sysctl", |_, _| done(libc::SYS__sysctl, &[0])).nobody("ENOSYS since Linux 5.5"),
     Attempt::out("old-library", |_, _| done(libc::SYS_uselib, &[text(c"/bin/true")]))
         .nobody("ENOSYS where the kernel was built without it"),

@@ -11,9 +11,12 @@
 use husk_seccomp::{Role, sock_filter};
 use husk_tests::attempts::{World, named};
 use husk_tests::handed;
-use std::io::{Read, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::process::ExitCode;
+
+/// The kernel's most of a filter: 4096 instructions.
+const FILTER_BYTES: usize = 4096 * 8;
 
 #[derive(Default)]
 struct Options {
@@ -60,14 +63,12 @@ fn answer(options: &Options) -> Result<(), String> {
     // SAFETY: whoever started this process says that this descriptor is open; nothing here closes it.
     let control = unsafe { BorrowedFd::borrow_raw(options.control) };
     let (world, filter) = handed::receive(control, options.control)?;
-    let attempt = named(&options.attempt);
-    if attempt.is_none() && options.attempt != "nothing" {
-        return Err(format!("--attempt {}: none such", options.attempt));
-    }
-    let prepared = attempt.map_or(0, |attempt| attempt.prepare(&world));
+    let attempt = named(&options.attempt).ok_or(format!("--attempt {}: none such", options.attempt))?;
+    let prepared = attempt.prepare(&world);
+    let foreign = filter.is_some();
     confine(options.role, filter)?;
-    let outcome = attempt.map_or(Ok(()), |attempt| attempt.make(&world, prepared));
-    say(&world, &outcome.map_or_else(|error| format!("denied {error}"), |()| "reached".to_owned()))
+    let outcome = attempt.make(&world, prepared);
+    say(&world, foreign, &outcome.map_or_else(|error| format!("denied {error}"), |()| "reached".to_owned()))
 }
 
 /// Puts on what there is to put on.
@@ -80,9 +81,12 @@ fn confine(role: Option<Role>, foreign: Option<OwnedFd>) -> Result<(), String> {
         }
     }
     let Some(foreign) = foreign else { return Ok(()) };
-    let mut bytes = Vec::new();
-    std::fs::File::from(foreign).read_to_end(&mut bytes).map_err(|error| format!("the filter: {error}"))?;
-    let program: Vec<sock_filter> = bytes.as_chunks().0.iter().map(instruction).collect();
+    // The file's place is shared with whoever handed it over.
+    let mut bytes = vec![0; FILTER_BYTES];
+    let count = std::fs::File::from(foreign)
+        .read_at(&mut bytes, 0)
+        .map_err(|error| format!("the filter: {error}"))?;
+    let program: Vec<sock_filter> = bytes[..count].as_chunks().0.iter().map(instruction).collect();
     seccompiler::apply_filter(&program).map_err(|error| format!("the filter: {error}"))
 }
 
@@ -92,11 +96,13 @@ fn instruction(bytes: &[u8; 8]) -> sock_filter {
 }
 
 /// `send` is what Husk's filters allow on the control socket, `write` what all others do.
-fn say(world: &World, line: &str) -> Result<(), String> {
+fn say(world: &World, foreign: bool, line: &str) -> Result<(), String> {
     #[expect(unsafe_code, reason = "the descriptor is named on the command line")]
     // SAFETY: as above.
     let control = unsafe { BorrowedFd::borrow_raw(world.control) };
-    let sent = rustix::net::send(control, line.as_bytes(), rustix::net::SendFlags::NOSIGNAL);
-    sent.map_err(|error| format!("answering: {error}"))?;
-    std::io::stdout().flush().map_err(|error| error.to_string())
+    let said = match foreign {
+        true => rustix::io::write(control, line.as_bytes()),
+        false => rustix::net::send(control, line.as_bytes(), rustix::net::SendFlags::NOSIGNAL),
+    };
+    said.map(drop).map_err(|error| format!("answering: {error}"))
 }
