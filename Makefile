@@ -1,7 +1,7 @@
 # Thin: every target is a script in tools/. `make help` lists them.
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := build
-.PHONY: build run test lab bench install check help
+.PHONY: build run test lab bench probe install check help
 
 PREFIX ?= /usr/local
 # As typed: the shell that runs the target splits and unquotes it, make expands nothing in it.
@@ -24,6 +24,9 @@ lab: ## run a command in the lab's machine: ARGS='husk run -- uname -a' (options
 
 bench: ## stages of a cold run and the devices' work in instructions, then in time; PEER_FIRECRACKER=path [PEER_JAILER=path] adds Firecracker
 	@PEER_FIRECRACKER='$(PEER_FIRECRACKER)' PEER_JAILER='$(PEER_JAILER)' tools/bench
+
+probe: ## what each wall denies, as tables (docs/isolation.md); PEER_JAILER=path PEER_FILTERS=path [PEER_FIRECRACKER=path] adds Firecracker
+	@PEER_JAILER='$(PEER_JAILER)' PEER_FILTERS='$(PEER_FILTERS)' PEER_FIRECRACKER='$(PEER_FIRECRACKER)' tools/probe
 
 install: ## install what `make build` made: PREFIX=/usr/local, DESTDIR=
 	@[ -x target/dist/husk ] || tools/build

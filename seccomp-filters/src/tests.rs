@@ -1,6 +1,7 @@
 //! The tables against the headers, and the compiled programs against the tables, by an interpreter of classic BPF.
 
 mod bpf;
+mod documented;
 mod headers;
 
 use super::*;

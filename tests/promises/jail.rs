@@ -1,120 +1,79 @@
 //! The jail holds. Each attempt is a start of its own, of code that wears the runtime's confinement in a cell that the
 //! real jailer built; and each attempt succeeds outside, so that what is denied inside is denied by the cell.
 
+use husk_seccomp::Role;
+use husk_tests::alive::Alive;
+use husk_tests::attempts::{Outside, Wall, all};
 use husk_tests::cell::{Ending, inside, outside};
 use husk_tests::husk::Husk;
 use husk_tests::processes;
 use husk_tests::scratch::Scratch;
-use std::net::TcpListener;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixListener};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
-/// Everything that the attempts aim at, alive while the test runs.
-pub(crate) struct Outside {
-    scratch: Scratch,
-    file: String,
-    socket: String,
-    abstract_name: String,
-    port: String,
-    victim: Child,
-    _unix: UnixListener,
-    _abstract: UnixListener,
-    _inet: TcpListener,
+/// Runs `attempt` for each name and says at once which ones did not end as they should.
+pub(crate) fn none(what: &str, wrong: Vec<String>) {
+    assert!(wrong.is_empty(), "{what}, {} of them:\n{}", wrong.len(), wrong.join("\n"));
 }
 
-impl Outside {
-    pub(crate) fn new() -> Self {
-        Self::with_victim(Command::new("sleep"))
-    }
-
-    /// `sleep` is the start of the process that attempts aim at.
-    pub(crate) fn with_victim(mut sleep: Command) -> Self {
-        let scratch = Scratch::new();
-        let file = scratch.file("secret", b"x");
-        let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
-        std::fs::set_permissions(&file, open).unwrap();
-        let socket = scratch.name("socket");
-        let abstract_name = format!("husk-test-{}", std::process::id());
-        let inet = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = SocketAddr::from_abstract_name(abstract_name.as_bytes()).unwrap();
-        Self {
-            file,
-            port: inet.local_addr().unwrap().port().to_string(),
-            victim: sleep.arg("1000").stdin(Stdio::null()).spawn().unwrap(),
-            _unix: UnixListener::bind(&socket).unwrap(),
-            _abstract: UnixListener::bind_addr(&address).unwrap(),
-            _inet: inet,
-            socket,
-            abstract_name,
-            scratch,
-        }
-    }
-
-    /// Each attempt and what it aims at.
-    pub(crate) fn attempts(&self) -> Vec<(&'static str, String)> {
-        let pid = self.victim.id().to_string();
-        vec![
-            ("open-file", self.file.clone()),
-            ("stat-file", self.file.clone()),
-            ("list-root", String::new()),
-            ("create-file", self.scratch.name("new")),
-            ("create-file", "/husk-probe-was-here".into()),
-            ("signal-process", pid.clone()),
-            ("trace-process", pid.clone()),
-            ("read-process-memory", pid),
-            ("see-processes", String::new()),
-            ("connect-unix", self.socket.clone()),
-            ("connect-abstract", self.abstract_name.clone()),
-            ("connect-inet", self.port.clone()),
-            ("make-inet-socket", String::new()),
-            ("mount", String::new()),
-            ("unshare", String::new()),
-            ("new-user-namespace", String::new()),
-            ("become-root", String::new()),
-            ("execute", "/bin/true".into()),
-            ("set-hostname", String::new()),
-        ]
-    }
-}
-
-impl Drop for Outside {
-    fn drop(&mut self) {
-        drop(self.victim.kill());
-        drop(self.victim.wait());
-    }
+fn denied(ending: &Ending) -> bool {
+    matches!(ending, Ending::Denied(_) | Ending::Trapped)
 }
 
 #[test]
 fn every_attempt_succeeds_outside() {
-    let world = Outside::new();
-    for (attempt, target) in world.attempts() {
-        assert_eq!(outside(attempt, &target), Ending::Reached, "{attempt} {target}");
+    let mut world = Alive::new();
+    let mut wrong = Vec::new();
+    for attempt in all() {
+        let ending = outside(&world, attempt.name);
+        let as_told = match attempt.outside {
+            Outside::Reached => ending == Ending::Reached,
+            Outside::Nobody(_) => ending != Ending::Reached,
+            Outside::WhereBuilt => true,
+        };
+        if !as_told {
+            wrong.push(format!("{}: {ending:?}", attempt.name));
+        }
     }
+    none("attempts that end otherwise than told outside", wrong);
+    assert!(world.is_unharmed().unwrap());
 }
 
 #[test]
 fn no_attempt_succeeds_in_the_cell_alone() {
-    let world = Outside::new();
-    // A user namespace gives nothing that is not the cell's own: only the filter forbids it.
-    for (attempt, target) in world.attempts().into_iter().filter(|(name, _)| *name != "new-user-namespace") {
-        let ending = inside(attempt, &target, None);
-        assert!(matches!(ending, Ending::Denied(_)), "{attempt} {target}: {ending:?}");
-    }
+    let mut world = Alive::new();
+    assert_eq!(inside(&world, "nothing", None), Ending::Reached);
+    let held = all().filter(|attempt| attempt.wall == Wall::Cell);
+    let endings = held.map(|attempt| (attempt.name, inside(&world, attempt.name, None)));
+    let wrong = endings.filter(|(_, ending)| !matches!(ending, Ending::Denied(_)));
+    none(
+        "attempts that the cell does not deny",
+        wrong.map(|(name, ending)| format!("{name}: {ending:?}")).collect(),
+    );
+    assert!(world.is_unharmed().unwrap());
 }
 
 #[test]
 fn no_attempt_succeeds_behind_the_filters() {
-    let world = Outside::new();
-    for role in ["build", "control", "vcpu", "device"] {
-        for (attempt, target) in world.attempts() {
-            let ending = inside(attempt, &target, Some(role));
-            assert!(
-                matches!(ending, Ending::Denied(_) | Ending::Trapped),
-                "{role}: {attempt} {target}: {ending:?}"
-            );
+    let mut world = Alive::new();
+    for role in Role::RUNTIME {
+        assert_eq!(inside(&world, "nothing", Some(role.name())), Ending::Reached, "{role:?}");
+    }
+    let mut wrong = Vec::new();
+    for attempt in all() {
+        // Every thread wears the building filter below its own: what that one denies, none can be allowed. What it allows is
+        // tried behind each.
+        let roles = if attempt.allowed.is_empty() { &[Role::Build][..] } else { &Role::RUNTIME[..] };
+        for &role in roles {
+            let ending = inside(&world, attempt.name, Some(role.name()));
+            let as_told =
+                if attempt.allowed.contains(&role) { ending != Ending::Trapped } else { denied(&ending) };
+            if !as_told {
+                wrong.push(format!("{role:?}: {}: {ending:?}", attempt.name));
+            }
         }
     }
+    none("attempts that filters do not deny, or deny though they are told to allow them", wrong);
+    assert!(world.is_unharmed().unwrap());
 }
 
 #[test]
@@ -169,7 +128,7 @@ fn the_same_cell_cannot_be_made_twice() {
                 "--exec-file",
             ])
             .arg(husk_tests::rootfs::sibling("husk-probe"))
-            .args(["--", "--attempt", "list-root"])
+            .args(["--", "-c", "exit 0"])
             .output()
             .unwrap();
         (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())

@@ -1,8 +1,10 @@
 //! Whoever is not root gets the same sandbox: as himself, without a program that would make him root, and with nothing left.
 
-use crate::jail::Outside;
+use crate::jail::none;
 use crate::net::{BODY_BYTES, Server, fetch};
 use crate::net_user::Uplink;
+use husk_tests::alive::Alive;
+use husk_tests::attempts::{Wall, all};
 use husk_tests::cell::{Ending, in_cell};
 use husk_tests::footprint::Footprint;
 use husk_tests::ordinary::{Ordinary, UID};
@@ -82,21 +84,24 @@ fn no_attempt_succeeds_in_the_cell_without_root() {
     him.own(&probe);
     std::os::unix::fs::symlink("/bin/sleep", him.path("sleep")).unwrap();
     // The victim is his as well: nothing but the cell keeps them apart.
-    let world = Outside::with_victim(him.command("sleep", false));
+    let mut world = Alive::with_victim(him.command("sleep", false));
     let parent = format!("husk-test-{}", std::process::id());
-    for role in [None, Some("vcpu")] {
-        for (attempt, target) in world.attempts() {
-            if role.is_none() && attempt == "new-user-namespace" {
-                continue;
-            }
-            let mut jailer = him.command("husk-jailer", true);
-            jailer.args(["--parent-cgroup", &parent, "--exec-file"]).arg(&probe);
-            let ending = in_cell(jailer, &format!("probe-{attempt}"), [attempt, &target], role);
-            let held = matches!(ending, Ending::Denied(_)) || role.is_some() && ending == Ending::Trapped;
-            assert!(held, "{role:?} {attempt} {target}: {ending:?}");
-            std::fs::remove_dir(format!("/sys/fs/cgroup/{parent}/probe-{attempt}")).unwrap();
+    let mut wrong = Vec::new();
+    let cell = all().filter(|attempt| attempt.wall == Wall::Cell).map(|attempt| (None, attempt));
+    let filters = all().filter(|attempt| attempt.wall == Wall::Filter).map(|attempt| (Some("vcpu"), attempt));
+    for (role, attempt) in cell.chain(filters) {
+        let mut jailer = him.command("husk-jailer", true);
+        jailer.args(["--parent-cgroup", &parent, "--exec-file"]).arg(&probe);
+        let id = format!("probe-{}", attempt.name);
+        let ending = in_cell(jailer, &id, &world, attempt.name, role);
+        let held = matches!(ending, Ending::Denied(_)) || role.is_some() && ending == Ending::Trapped;
+        if !held {
+            wrong.push(format!("{role:?} {}: {ending:?}", attempt.name));
         }
+        std::fs::remove_dir(format!("/sys/fs/cgroup/{parent}/{id}")).unwrap();
     }
+    none("attempts that neither the cell nor the filter denies", wrong);
+    assert!(world.is_unharmed().unwrap());
 }
 
 #[test]

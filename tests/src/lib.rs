@@ -8,13 +8,17 @@
     reason = "a test that cannot set up what it needs has failed, and says so by a panic"
 )]
 
+pub mod alive;
+pub mod attempts;
 pub mod bench;
 pub mod cell;
 #[cfg(test)]
 mod documents;
 pub mod footprint;
 pub mod guest_vsock;
+pub mod handed;
 pub mod husk;
+pub mod jailed_peer;
 pub mod load;
 pub mod loops;
 pub mod ordinary;
