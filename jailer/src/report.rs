@@ -4,6 +4,7 @@
 //! protocol's own types. A message is one packet, never blocks and never raises SIGPIPE.
 
 use rustix::fd::AsFd;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SendFlags, send};
 use rustix::time::{ClockId, clock_gettime};
 use std::fmt::Write;
@@ -87,6 +88,13 @@ fn quote(message: &str, text: &mut String) {
 /// Nobody listens, or so late that the socket is full.
 pub fn tell(control: impl AsFd, message: &str) -> rustix::io::Result<()> {
     send(control, message.as_bytes(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT).map(drop)
+}
+
+/// Whether nobody is left at the other end.
+pub fn has_hung_up(control: impl AsFd) -> bool {
+    let mut fds = [PollFd::new(&control, PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().contains(PollFlags::HUP)
 }
 
 fn cut(text: &str) -> &str {

@@ -16,6 +16,7 @@ mod drop_in;
 mod faults;
 mod filters;
 mod jail;
+mod kills;
 mod limits;
 mod memory;
 mod net;
