@@ -20,6 +20,14 @@ pub(crate) struct Collected {
     pub(crate) failed: Vec<String>,
 }
 
+impl Collected {
+    /// For programs: what is gone, and why what is not is not.
+    pub(crate) fn json(&self) -> serde_json::Value {
+        let removed: Vec<_> = self.removed.iter().map(|path| path.to_string_lossy()).collect();
+        serde_json::json!({"removed": removed, "failed": self.failed})
+    }
+}
+
 /// Removes everything of sandboxes that are dead. With `thorough`, cgroups and user ids without any state are looked for
 /// too, not only sandboxes with a directory.
 pub(crate) fn collect(state: &State, hierarchies: &Hierarchies, thorough: bool) -> Collected {
@@ -58,8 +66,9 @@ pub(crate) fn collect(state: &State, hierarchies: &Hierarchies, thorough: bool) 
         if let Some(elsewhere) = elsewhere {
             elsewhere.remove_parent();
         }
-        if let Some(socket) = record.and_then(|record| record.vsock) {
-            note(&mut collected, socket.path(), socket.remove());
+        if let Some((socket, started_ms)) = record.and_then(|record| Some((record.vsock?, record.started_ms)))
+        {
+            note(&mut collected, socket.path(), socket.remove(started_ms));
         }
         for (path, owner) in slots.iter().filter(|(_, owner)| *owner == directory) {
             // A slot that was freed since it was listed may be another's by now.
@@ -162,7 +171,8 @@ mod tests {
         let living = state.register("living").unwrap();
         // A husk that was killed: its lock is free, everything else is there.
         let socket = base.join("socket");
-        let listener = Listener::new(&socket).unwrap();
+        let mut listener = Listener::new(&socket).unwrap();
+        listener.listen().unwrap();
         let dead = state.register("dead").unwrap();
         let mut record = record("dead", 1);
         record.vsock = Some(listener.name().clone());

@@ -220,7 +220,7 @@ impl<'a> Sandbox<'a> {
         report.isolation = self.options.isolation;
         report.walls.rootless = !rootless::is_root();
         let state = State::usual();
-        let hierarchies = Hierarchies::of(&state);
+        let hierarchies = Hierarchies::of(&state)?;
         if report.walls.rootless
             && let Err(error) = rootless::divide(hierarchies.unified())
         {
@@ -251,6 +251,11 @@ impl<'a> Sandbox<'a> {
     ) -> Result<(), SandboxError> {
         let desk = open_desk(place.registration.directory())?;
         place.registration.publish(&self.record(&prepared, place))?;
+        // Told before and after: a husk that is killed between leaves a name that is on record.
+        if let Some(listener) = &mut prepared.listener {
+            listener.listen().map_err(PrepareError::from)?;
+            place.registration.publish(&self.record(&prepared, place))?;
+        }
         let order = place.order(&prepared, self.options.isolation);
         let (mut control, theirs) = control::pair()?;
         // Asked for once the guest is ready: making memory its own costs it time, which its boot is not to take.

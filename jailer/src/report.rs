@@ -3,8 +3,8 @@
 //! Owns the messages `stage`, `cloned`, `missing` and `failed`. Depends on no crate of Husk, so a test reads them back with the
 //! protocol's own types. A message is one packet, never blocks and never raises SIGPIPE.
 
-use rustix::fd::AsFd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::AsFd;
 use rustix::net::{SendFlags, send};
 use rustix::time::{ClockId, clock_gettime};
 use std::fmt::Write;

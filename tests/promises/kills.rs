@@ -3,7 +3,8 @@
 //!
 //! A step is a system call that changes something outside of its process, or what the process is and may do. A run that nobody
 //! disturbs says which there are, and who lives at each; then each cycle is one run that is disturbed at one step of one process, by
-//! a SIGKILL of that process or of another. `HUSK_CYCLES` says how many cycles a test makes; it begins with each step once.
+//! a SIGKILL of that process or of another. `HUSK_CYCLES` says how many cycles a test makes: few are spread over the steps; from as many
+//! as there are steps on, each is there, and then each with every victim that there is.
 
 use husk_tests::footprint::Footprint;
 use husk_tests::husk::{Husk, Outcome, binary};
@@ -18,10 +19,10 @@ use std::time::{Duration, Instant};
 /// How long all processes of a run may take to end. Frozen by nobody, they end within seconds.
 const DEADLINE: Duration = Duration::from_secs(40);
 /// Cycles of a test unless `HUSK_CYCLES` says otherwise.
-const CYCLES: usize = 90;
+const CYCLES: usize = 60;
 
 /// `husk run` with some options, to be run again and again.
-struct Subject {
+pub(crate) struct Subject {
     scratch: Scratch,
     options: Vec<String>,
     command: Vec<&'static str>,
@@ -36,21 +37,25 @@ struct Cut {
 }
 
 impl Subject {
-    fn new(scratch: Scratch, options: &[&str], command: &[&'static str]) -> Self {
+    pub(crate) fn new(scratch: Scratch, options: &[&str], command: &[&'static str]) -> Self {
         let options = options.iter().map(|&option| option.to_owned()).collect();
         Self { scratch, options, command: command.to_vec() }
     }
 
     /// Runs it under `judge`, to the end of the last process.
     #[track_caller]
-    fn run(&self, judge: impl FnMut(&Call, &BTreeSet<String>) -> Verdict) -> Outcome {
+    pub(crate) fn run(
+        &self,
+        interest: Interest,
+        judge: impl FnMut(&Call, &BTreeSet<String>) -> Verdict,
+    ) -> Outcome {
         let streams = [self.scratch.name("stdout"), self.scratch.name("stderr")];
         let [stdout, stderr] = streams.each_ref().map(|path| std::fs::File::create(path).unwrap());
         let mut command = Command::new(binary());
         command.arg("run").args(&self.options).arg("--").args(&self.command);
         command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
         let started = Instant::now();
-        let status = Tracer::start(command, Interest::Steps, DEADLINE).after_kill(collect).run(judge);
+        let status = Tracer::start(command, interest, DEADLINE).after_kill(collect).run(judge);
         let [stdout, stderr] = streams.map(|path| std::fs::read(path).unwrap());
         Outcome {
             status: status.code().unwrap_or_else(|| 1000 + status.signal().unwrap_or_default()),
@@ -64,7 +69,7 @@ impl Subject {
     fn steps(&self) -> Vec<(Call, BTreeSet<String>)> {
         let mut steps: Vec<(Call, BTreeSet<String>)> = Vec::new();
         let mut last = std::collections::BTreeMap::new();
-        let outcome = self.run(|call, living| {
+        let outcome = self.run(Interest::Steps, |call, living| {
             // Forty capabilities are given up one by one: one step.
             let kind = (call.number, call.args[0]);
             if last.insert(call.role.clone(), kind) != Some(kind) || call.number != libc::SYS_prctl {
@@ -81,7 +86,7 @@ impl Subject {
     #[track_caller]
     fn cut(&self, before: &Footprint, cut: &Cut) -> bool {
         let mut killed = false;
-        let outcome = self.run(|call, living| {
+        let outcome = self.run(Interest::Steps, |call, living| {
             if killed || call.role != cut.role || call.place != cut.place || !living.contains(&cut.victim) {
                 return Verdict::Go;
             }
@@ -102,6 +107,7 @@ impl Subject {
         }
         let restored = std::panic::catch_unwind(|| before.assert_restored());
         restored.unwrap_or_else(|_| panic!("{cut:?}: {outcome:?}"));
+        assert!(!self.scratch.path().join("vsock").exists(), "{cut:?}: the socket is left: {outcome:?}");
         killed
     }
 }
@@ -114,7 +120,7 @@ fn collect(killed: &str) {
 }
 
 /// How many cycles a test is to make.
-fn cycles(usual: usize) -> usize {
+pub(crate) fn cycles(usual: usize) -> usize {
     std::env::var("HUSK_CYCLES").ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
 }
 
@@ -137,17 +143,30 @@ fn cuts(steps: &[(Call, BTreeSet<String>)]) -> Vec<Cut> {
     cuts
 }
 
-/// Makes `count` cycles of `cuts`, from the beginning again if there are fewer.
+/// So many of these, in their order: spread over all of them if there are more, from the beginning again if there are fewer.
+pub(crate) fn spread<T>(all: &[T], count: usize) -> impl Iterator<Item = &T> {
+    let step = (all.len() / count.max(1)).max(1);
+    all.iter().step_by(step).cycle().take(count)
+}
+
+/// Makes `count` cycles.
 #[track_caller]
-fn make(subject: &Subject, cuts: &[Cut], count: usize) {
+fn make(subject: &Subject, steps: &[(Call, BTreeSet<String>)], count: usize) {
     Husk::new(["gc"]).output().expect_status(0);
+    let cuts = cuts(steps);
+    // Each step once comes first.
+    let wanted = if count <= steps.len() { &cuts[..steps.len()] } else { &cuts[..] };
     let (before, started, mut killed) = (Footprint::now(), Instant::now(), 0);
-    for cut in cuts.iter().cycle().take(count) {
-        if std::env::var("V").is_ok() { eprintln!("CUT {:?} {cut:?}", started.elapsed()); }
+    let mut victims = BTreeSet::new();
+    for cut in spread(wanted, count) {
         killed += usize::from(subject.cut(&before, cut));
+        victims.insert(cut.victim.as_str());
     }
-    let victims: BTreeSet<_> = cuts.iter().take(count).map(|cut| &cut.victim).collect();
-    println!("{count} cycles of {} cuts, {killed} kills, in {:?}: {victims:?}", cuts.len(), started.elapsed());
+    let (steps, cuts) = (steps.len(), cuts.len());
+    println!(
+        "{count} cycles, {killed} kills, in {:?}; there are {steps} steps and {cuts} pairs of step and victim: {victims:?}",
+        started.elapsed()
+    );
     assert!(killed * 10 >= count * 9, "only {killed} of {count} were killed");
 }
 
@@ -155,12 +174,13 @@ fn make(subject: &Subject, cuts: &[Cut], count: usize) {
 fn item_31_whoever_of_a_sandbox_is_killed_after_whichever_step_nothing_is_left() {
     let scratch = Scratch::new();
     let kernel = scratch.file("kernel", &payload::triple_fault());
-    let subject = Subject::new(scratch, &["--kernel", &kernel], &["true"]);
-    let cuts = cuts(&subject.steps());
+    let vsock = scratch.name("vsock");
+    let subject = Subject::new(scratch, &["--kernel", &kernel, "--vsock", &vsock], &["true"]);
+    let steps = subject.steps();
     for role in ["husk", "husk+", "husk-jailer", "husk-jailer+", "husk-runtime"] {
-        assert!(cuts.iter().any(|cut| cut.victim == role || cut.role == role), "no {role} was seen");
+        assert!(steps.iter().any(|(call, _)| call.role == role), "no {role} was seen");
     }
-    make(&subject, &cuts, cycles(CYCLES));
+    make(&subject, &steps, cycles(CYCLES));
 }
 
 #[test]
@@ -170,15 +190,25 @@ fn item_31_whoever_serves_a_volume_or_a_network_is_killed_and_nothing_is_left() 
     let volume = scratch.name("volume");
     std::fs::create_dir(&volume).unwrap();
     let (volume, vsock) = (format!("{volume}:/v"), scratch.name("vsock"));
-    let options = ["--kernel", &kernel, "--boot-timeout", "1500ms", "--volume", &volume, "--net", "user", "--vsock", &vsock];
+    let options = [
+        "--kernel",
+        &kernel,
+        "--boot-timeout",
+        "1500ms",
+        "--volume",
+        &volume,
+        "--net",
+        "user",
+        "--vsock",
+        &vsock,
+    ];
     let subject = Subject::new(scratch, &options, &["true"]);
     // What a sandbox without them does not have as well.
     let known = ["husk", "husk-jailer", "husk-jailer+", "husk-runtime"];
     let steps = subject.steps();
     let own: Vec<_> = steps.into_iter().filter(|(call, _)| !known.contains(&call.role.as_str())).collect();
-    let cuts = cuts(&own);
     for role in ["husk-fs", "passt"] {
-        assert!(cuts.iter().any(|cut| cut.victim == role), "no {role} was seen");
+        assert!(own.iter().any(|(call, _)| call.role == role), "no {role} was seen");
     }
-    make(&subject, &cuts, cycles(CYCLES / 3));
+    make(&subject, &own, cycles(CYCLES / 3));
 }

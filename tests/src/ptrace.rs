@@ -54,7 +54,12 @@ impl Drop for Traced {
     }
 }
 
-pub(crate) fn call(request: Request, thread: libc::pid_t, address: usize, data: usize) -> Result<usize, Error> {
+pub(crate) fn call(
+    request: Request,
+    thread: libc::pid_t,
+    address: usize,
+    data: usize,
+) -> Result<usize, Error> {
     #[expect(unsafe_code, reason = "ptrace has no safe wrapper")]
     // SAFETY: of the requests made here those that read or write through `data` are GET_FILTER, to which `filter` passes a buffer of
     // as many instructions as the kernel has just said, and the tracer's, which pass a place of the size that the request has.

@@ -116,6 +116,8 @@ pub struct Tracer {
     tasks: BTreeMap<libc::pid_t, Task>,
     /// Stopped before their parent told of them.
     early: BTreeSet<libc::pid_t>,
+    /// Caused a fault once.
+    faulted: BTreeSet<libc::pid_t>,
     places: BTreeMap<String, usize>,
     names: BTreeMap<String, usize>,
     status: Option<ExitStatus>,
@@ -151,6 +153,7 @@ impl Tracer {
             child,
             tasks: BTreeMap::new(),
             early: BTreeSet::new(),
+            faulted: BTreeSet::new(),
             places: BTreeMap::new(),
             names: BTreeMap::new(),
             status: None,
@@ -240,7 +243,7 @@ impl Tracer {
         }
         match status >> 16 {
             0 if signal == libc::SIGSTOP || signal == libc::SIGTRAP => go_on(pid, 0),
-            0 => go_on(pid, signal),
+            0 => self.signalled(pid, signal),
             libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK | libc::PTRACE_EVENT_CLONE => {
                 self.cloned(pid);
                 go_on(pid, 0);
@@ -254,6 +257,16 @@ impl Tracer {
         }
     }
 
+    /// Passes a signal on. The first process of a PID namespace is spared by the fault that it causes as long as it is traced, and
+    /// would meet it again without end: the second one of a kind is its end, as the first would be without a tracer.
+    fn signalled(&mut self, pid: libc::pid_t, signal: i32) {
+        let is_fault = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE].contains(&signal);
+        if is_fault && !self.faulted.insert(pid) {
+            kill(self.tasks.get(&pid).map_or(pid, |task| task.process));
+        }
+        go_on(pid, signal);
+    }
+
     /// `parent` has made a process or a thread, which the kernel stops at its start.
     fn cloned(&mut self, parent: libc::pid_t) {
         let mut message: libc::c_ulong = 0;
@@ -264,8 +277,7 @@ impl Tracer {
         let Ok(pid) = libc::pid_t::try_from(message) else { return };
         let Some(maker) = self.tasks.get(&parent).cloned() else { return };
         let group = crate::processes::status(&format!("/proc/{pid}"), "Tgid").parse().unwrap_or(pid);
-        let role =
-            if group == maker.process { maker.role } else { self.named(format!("{}+", maker.role)) };
+        let role = if group == maker.process { maker.role } else { self.named(format!("{}+", maker.role)) };
         self.adopt(pid, group, role);
         if self.early.remove(&pid) {
             go_on(pid, 0);
@@ -394,7 +406,8 @@ impl Drop for Watch {
 
 /// A filter that stops the calls of interest and lets all others pass.
 fn filter(interest: Interest) -> Vec<libc::sock_filter> {
-    let op = |code: u32, jt, jf, k| libc::sock_filter { code: u16::try_from(code).unwrap_or_default(), jt, jf, k };
+    let op =
+        |code: u32, jt, jf, k| libc::sock_filter { code: u16::try_from(code).unwrap_or_default(), jt, jf, k };
     let [load, equal, answer] = [
         libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
         libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
@@ -403,11 +416,9 @@ fn filter(interest: Interest) -> Vec<libc::sock_filter> {
     // The program's own execution, and all before it, come before there is a tracer.
     let (listed, hit, miss): (&[_], _, _) = match interest {
         Interest::Steps => (STEPS, libc::SECCOMP_RET_TRACE, libc::SECCOMP_RET_ALLOW),
-        Interest::All => (
-            &[libc::SYS_execve, libc::SYS_rt_sigreturn],
-            libc::SECCOMP_RET_ALLOW,
-            libc::SECCOMP_RET_TRACE,
-        ),
+        Interest::All => {
+            (&[libc::SYS_execve, libc::SYS_rt_sigreturn], libc::SECCOMP_RET_ALLOW, libc::SECCOMP_RET_TRACE)
+        }
     };
     let mut program = vec![op(load, 0, 0, 0)];
     for &number in listed {
@@ -428,7 +439,11 @@ fn submit(program: &[libc::sock_filter]) -> std::io::Result<()> {
     #[expect(unsafe_code, reason = "seccomp has no safe wrapper for a filter of one's own")]
     // SAFETY: the program lives through the call, which reads it.
     let done = unsafe {
-        libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, (&raw const program).cast::<libc::c_void>())
+        libc::prctl(
+            libc::PR_SET_SECCOMP,
+            libc::SECCOMP_MODE_FILTER,
+            (&raw const program).cast::<libc::c_void>(),
+        )
     };
     if done == 0 { Ok(()) } else { Err(Error::last_os_error()) }
 }
