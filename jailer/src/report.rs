@@ -5,6 +5,7 @@
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::AsFd;
+use rustix::io::retry_on_intr;
 use rustix::net::{SendFlags, send};
 use rustix::time::{ClockId, clock_gettime};
 use std::fmt::Write;
@@ -87,7 +88,8 @@ fn quote(message: &str, text: &mut String) {
 /// # Errors
 /// Nobody listens, or so late that the socket is full.
 pub fn tell(control: impl AsFd, message: &str) -> rustix::io::Result<()> {
-    send(control, message.as_bytes(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT).map(drop)
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    retry_on_intr(|| send(&control, message.as_bytes(), flags)).map(drop)
 }
 
 /// Whether nobody is left at the other end.

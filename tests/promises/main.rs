@@ -29,5 +29,6 @@ mod state;
 mod stdio;
 mod terminal;
 mod time;
+mod troubles;
 mod volumes;
 mod vsock;

@@ -307,6 +307,7 @@ fn fail(line: &str) -> u8 {
 
 /// A bug says so in one line, with the terminal in order.
 pub fn install_panic_hook() {
+    sys::exit_on_abort(HUSK_FAILED);
     std::panic::set_hook(Box::new(|panic| {
         terminal::restore_now();
         let place =
