@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 /// How long all processes of a run may take to end. Frozen by nobody, they end within seconds.
 const DEADLINE: Duration = Duration::from_secs(40);
 /// Cycles of a test unless `HUSK_CYCLES` says otherwise.
-const CYCLES: usize = 60;
+const CYCLES: usize = 40;
 
 /// `husk run` with some options, to be run again and again.
 pub(crate) struct Subject {
@@ -211,7 +211,7 @@ fn item_31_whoever_serves_a_volume_or_a_network_is_killed_and_nothing_is_left() 
     for role in ["husk-fs", "passt"] {
         assert!(own.iter().any(|(call, _)| call.role == role), "no {role} was seen");
     }
-    make(&subject, &own, cycles(CYCLES / 3));
+    make(&subject, &own, cycles(CYCLES / 4));
 }
 
 #[test]
@@ -222,5 +222,5 @@ fn item_31_whoever_is_killed_while_a_guest_runs_nothing_is_left() {
     let first = steps.iter().position(|(call, _)| call.role == "husk-runtime").unwrap();
     steps.drain(..first);
     assert!(steps.iter().any(|(call, _)| call.role == "husk"), "husk never spoke to the guest");
-    make(&subject, &steps, cycles(CYCLES / 6));
+    make(&subject, &steps, cycles(CYCLES / 8));
 }

@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 /// `KVM_CREATE_VM` (linux/kvm.h).
 const KVM_CREATE_VM: u64 = 0xae01;
 /// Runs of a test unless `HUSK_CYCLES` says otherwise.
-const RUNS: usize = 60;
+const RUNS: usize = 12;
 
 /// What a call says when the host has no more of what it takes; `None`: it takes nothing that can be exhausted.
 fn exhausted(call: &Call) -> Option<i32> {
@@ -172,7 +172,7 @@ fn item_29_what_a_signal_interrupts_is_done_again() {
     let subject = subject();
     let (faults, mut came, mut wrong) = (faults(&subject, is_interrupted), 0, Vec::new());
     let create = faults.iter().find(|fault| fault.call.number == libc::SYS_ioctl);
-    let runs = cycles(RUNS / 2);
+    let runs = cycles(RUNS);
     for fault in create.into_iter().chain(spread(&faults, runs)) {
         let (refused, outcome) = refuse(&subject, fault);
         came += usize::from(refused);
