@@ -5,7 +5,7 @@
 //! cannot be made. Invariant: only directories of exactly these names are ever touched.
 
 use crate::rootless::{self, Delegated};
-use crate::state::State;
+use crate::state::{State, StateError};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 /// The cgroup below which sandboxes' are made with the usual state directory.
 pub(crate) const DEFAULT_PARENT: &str = "husk";
+/// Where the kernel says what is mounted.
+const MOUNTS: &str = "/proc/self/mountinfo";
 /// Controllers that the limits need.
 const CONTROLLERS: [&str; 4] = ["cpu", "memory", "pids", "cpuset"];
 /// Bytes that runtime and kernel need beside guest memory, at least: 48 MiB, and what the vsock device may hold for
@@ -39,10 +41,12 @@ pub(crate) struct Hierarchies {
 impl Hierarchies {
     /// As /proc/self/mountinfo has them, for the sandboxes of `state`. Root's lie below the mounts; those of anybody else in the
     /// cgroup of version 2 that husk is in itself, for no other one can be his.
-    pub(crate) fn of(state: &State) -> Self {
-        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    pub(crate) fn of(state: &State) -> Result<Self, StateError> {
+        // Without it sandboxes would have limits that no cgroup keeps, and leave cgroups that nobody finds.
+        let table = std::fs::read_to_string(MOUNTS)
+            .map_err(|source| StateError::Io { path: MOUNTS.into(), source })?;
         let all = Self::parse(&table, state.cgroup_parent());
-        if rootless::is_root() { all } else { all.below(Delegated::here) }
+        Ok(if rootless::is_root() { all } else { all.below(Delegated::here) })
     }
 
     /// Version 2 alone, below what `here` finds there.

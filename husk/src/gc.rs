@@ -6,13 +6,10 @@
 
 use crate::cgroup::Hierarchies;
 use crate::state::{State, check_id, discard, is_locked};
+use rustix::fs::FlockOperation;
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
-
-/// A registration under way becomes a sandbox within microseconds; one this old never will.
-const DRAFT_LIFETIME: Duration = Duration::from_secs(60);
 
 /// What a collection did.
 #[derive(Debug, Default)]
@@ -23,19 +20,23 @@ pub(crate) struct Collected {
     pub(crate) failed: Vec<String>,
 }
 
+impl Collected {
+    /// For programs: what is gone, and why what is not is not.
+    pub(crate) fn json(&self) -> serde_json::Value {
+        let removed: Vec<_> = self.removed.iter().map(|path| path.to_string_lossy()).collect();
+        serde_json::json!({"removed": removed, "failed": self.failed})
+    }
+}
+
 /// Removes everything of sandboxes that are dead. With `thorough`, cgroups and user ids without any state are looked for
 /// too, not only sandboxes with a directory.
 pub(crate) fn collect(state: &State, hierarchies: &Hierarchies, thorough: bool) -> Collected {
     let mut collected = Collected::default();
     let mut dead = BTreeSet::new();
+    drafts(state, &mut collected);
     for name in names(&state.sandboxes()) {
         let directory = state.sandboxes().join(&name);
-        if name.starts_with(".new-") {
-            // The age first: a young one is not to be probed while its maker locks it.
-            if is_older(&directory, DRAFT_LIFETIME) && !is_locked(&directory) {
-                note(&mut collected, &directory, std::fs::remove_dir_all(&directory));
-            }
-        } else if name.starts_with(".gone-") {
+        if name.starts_with(".gone-") {
             note(&mut collected, &directory, std::fs::remove_dir_all(&directory));
         } else if check_id(&name).is_ok() && !is_locked(&directory) {
             dead.insert(name);
@@ -65,8 +66,9 @@ pub(crate) fn collect(state: &State, hierarchies: &Hierarchies, thorough: bool) 
         if let Some(elsewhere) = elsewhere {
             elsewhere.remove_parent();
         }
-        if let Some(socket) = record.and_then(|record| record.vsock) {
-            note(&mut collected, socket.path(), socket.remove());
+        if let Some((socket, started_ms)) = record.and_then(|record| Some((record.vsock?, record.started_ms)))
+        {
+            note(&mut collected, socket.path(), socket.remove(started_ms));
         }
         for (path, owner) in slots.iter().filter(|(_, owner)| *owner == directory) {
             // A slot that was freed since it was listed may be another's by now.
@@ -85,6 +87,15 @@ pub(crate) fn collect(state: &State, hierarchies: &Hierarchies, thorough: bool) 
     }
     remove_parent(state, hierarchies);
     collected
+}
+
+/// Registrations that were begun and never became sandboxes. While anybody makes one, none is touched: the next collection will.
+fn drafts(state: &State, collected: &mut Collected) {
+    let Ok(_alone) = state.drafting(FlockOperation::NonBlockingLockExclusive) else { return };
+    for name in names(&state.sandboxes()).iter().filter(|name| name.starts_with(".new-")) {
+        let directory = state.sandboxes().join(name);
+        note(collected, &directory, std::fs::remove_dir_all(&directory));
+    }
 }
 
 /// Each user id in use: the link, and the directory of the sandbox that it leads to.
@@ -146,11 +157,6 @@ fn names(directory: &Path) -> Vec<String> {
         .collect()
 }
 
-fn is_older(path: &Path, age: Duration) -> bool {
-    let modified = std::fs::symlink_metadata(path).and_then(|metadata| metadata.modified());
-    modified.is_ok_and(|modified| SystemTime::now().duration_since(modified).is_ok_and(|passed| passed > age))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -165,19 +171,24 @@ mod tests {
         let living = state.register("living").unwrap();
         // A husk that was killed: its lock is free, everything else is there.
         let socket = base.join("socket");
-        let listener = Listener::new(&socket).unwrap();
+        let mut listener = Listener::new(&socket).unwrap();
+        listener.listen().unwrap();
         let dead = state.register("dead").unwrap();
         let mut record = record("dead", 1);
         record.vsock = Some(listener.name().clone());
         dead.publish(&record).unwrap();
         drop(dead);
         std::mem::forget(listener);
-        std::fs::create_dir_all(state.sandboxes().join(".new-fresh-1")).unwrap();
+        let draft = state.sandboxes().join(".new-fresh-1");
+        std::fs::create_dir_all(&draft).unwrap();
+        let maker = state.drafting(FlockOperation::LockShared).unwrap();
         let collected = collect(&state, &hierarchies, false);
         assert!(collected.failed.is_empty(), "{:?}", collected.failed);
         assert_eq!(collected.removed.len(), 3, "{:?}", collected.removed);
         assert!(!socket.exists());
-        assert!(state.sandboxes().join(".new-fresh-1").exists());
+        assert!(draft.exists(), "somebody may be making it");
+        drop(maker);
+        assert_eq!(collect(&state, &hierarchies, false).removed, [draft]);
         // User ids of a sandbox of ours without a directory, of another state directory's, and of one that is gone.
         let elsewhere = base.join("elsewhere/sandboxes/x");
         std::fs::create_dir_all(elsewhere.parent().unwrap()).unwrap();

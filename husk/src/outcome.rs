@@ -191,6 +191,10 @@ fn by_processes(evidence: &Evidence) -> Outcome {
         (_, Some(ChildExit::Signal(signal))) => {
             Outcome::failure(Fault::Host, format!("the runtime was killed by {}", signal_name(signal)))
         }
+        // It was still the jailer's clone, which could not tell husk so.
+        (_, Some(ChildExit::Status(1))) if evidence.jailer_said.is_some() => {
+            Outcome::failure(Fault::Host, evidence.jailer_said.clone().unwrap_or_default())
+        }
         (_, Some(ChildExit::Status(status))) => {
             let line = format!("the runtime ended with status {status} before the command did");
             Outcome::failure(fault_of(status), line)

@@ -220,7 +220,7 @@ impl<'a> Sandbox<'a> {
         report.isolation = self.options.isolation;
         report.walls.rootless = !rootless::is_root();
         let state = State::usual();
-        let hierarchies = Hierarchies::of(&state);
+        let hierarchies = Hierarchies::of(&state)?;
         if report.walls.rootless
             && let Err(error) = rootless::divide(hierarchies.unified())
         {
@@ -250,7 +250,7 @@ impl<'a> Sandbox<'a> {
         report: &mut Report,
     ) -> Result<(), SandboxError> {
         let desk = open_desk(place.registration.directory())?;
-        place.registration.publish(&self.record(&prepared, place))?;
+        self.publish(&mut prepared, place)?;
         let order = place.order(&prepared, self.options.isolation);
         let (mut control, theirs) = control::pair()?;
         // Asked for once the guest is ready: making memory its own costs it time, which its boot is not to take.
@@ -331,6 +331,17 @@ impl<'a> Sandbox<'a> {
         }
         session.say(&Frame::Identity(identity))?;
         session.say(&Frame::Exec(SESSION, plan::exec(&self.options, terminal, term.as_deref())))?;
+        Ok(())
+    }
+
+    /// Puts the sandbox on record, and makes vsock's socket. On record before and after: a husk that is killed between leaves a name
+    /// that is known.
+    fn publish(&self, prepared: &mut Prepared, place: &Place) -> Result<(), SandboxError> {
+        place.registration.publish(&self.record(prepared, place))?;
+        if let Some(listener) = &mut prepared.listener {
+            listener.listen().map_err(PrepareError::from)?;
+            place.registration.publish(&self.record(prepared, place))?;
+        }
         Ok(())
     }
 

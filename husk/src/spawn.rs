@@ -9,7 +9,8 @@ use crate::sys::{self, ChildEnd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, getpid, getppid, pidfd_open, pidfd_send_signal,
+    set_parent_process_death_signal, waitid,
 };
 use std::ffi::OsString;
 use std::io;
@@ -249,10 +250,18 @@ pub(crate) fn jailer(
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr_end);
     // A group of its own: keys on husk's terminal are husk's to translate.
     command.process_group(0);
-    // SAFETY: the closure runs in the forked child and makes only the async-signal-safe call dup2, on numbers that are
-    // open there because `sources` lives until spawn has returned; it allocates nothing.
+    let husk = getpid();
+    // SAFETY: the closure runs in the forked child and makes only the async-signal-safe calls prctl, getppid and dup2, the last on
+    // numbers that are open there because `sources` lives until spawn has returned; it allocates nothing.
     unsafe {
-        command.pre_exec(move || (CONTROL_FD..).zip(&numbers).try_for_each(|(to, &from)| place(from, to)));
+        command.pre_exec(move || {
+            // What a jailer makes once husk is dead, nobody would look for.
+            set_parent_process_death_signal(Some(Signal::KILL))?;
+            if getppid() != Some(husk) {
+                return Err(Errno::SRCH.into());
+            }
+            (CONTROL_FD..).zip(&numbers).try_for_each(|(to, &from)| place(from, to))
+        });
     }
     let child = command.spawn().map_err(|source| SpawnError::Jailer { path: program.to_owned(), source })?;
     drop((taken, sources));

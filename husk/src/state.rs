@@ -259,6 +259,8 @@ impl State {
     fn claim(&self, id: &str) -> Result<(PathBuf, File), StateError> {
         let draft = self.sandboxes().join(format!(".new-{id}-{}", std::process::id()));
         let fail = io_error(&draft);
+        // Held until the draft is a sandbox: a draft that is there while nobody holds it has no maker any more.
+        let _drafting = self.drafting(FlockOperation::LockShared).map_err(io_error(&self.sandboxes()))?;
         DirBuilder::new().mode(0o700).create(&draft).map_err(io_error(&draft))?;
         let make = || {
             let lock = File::create_new(draft.join("lock"))?;
@@ -284,6 +286,17 @@ impl State {
                     Errno::EXIST | Errno::NOTEMPTY => StateError::Taken(id.to_owned()),
                     other => io_error(&directory)(other.into()),
                 })
+            }
+        }
+    }
+
+    /// Takes the lock of those who make drafts, shared, or of who removes what they left, alone.
+    pub(crate) fn drafting(&self, how: FlockOperation) -> io::Result<File> {
+        let directory = File::open(self.sandboxes())?;
+        loop {
+            match flock(&directory, how) {
+                Err(Errno::INTR) => {}
+                result => return result.map(|()| directory).map_err(io::Error::from),
             }
         }
     }

@@ -8,6 +8,7 @@ pub(crate) mod probe;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicI32, Ordering};
 
 /// How a child ended, and what it cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +31,23 @@ pub(crate) enum ChildExit {
     /// This signal killed it.
     Signal(i32),
 }
+
+/// Lets a failure that the standard library ends a process for (no memory) end it with `status`, as every other failure does. The
+/// library has said which it is.
+#[expect(unsafe_code, reason = "signal handlers have no safe interface")]
+pub(crate) fn exit_on_abort(status: u8) {
+    extern "C" fn exit(_signal: i32) {
+        // SAFETY: it ends the process and touches nothing of it.
+        unsafe { libc::_exit(ABORTED.load(Ordering::Relaxed)) }
+    }
+    ABORTED.store(i32::from(status), Ordering::Relaxed);
+    let handler: extern "C" fn(i32) = exit;
+    // SAFETY: the handler is async-signal-safe: it loads a number and ends the process.
+    unsafe { libc::signal(libc::SIGABRT, handler as libc::sighandler_t) };
+}
+
+/// The status of [`exit_on_abort`].
+static ABORTED: AtomicI32 = AtomicI32::new(0);
 
 /// Reaps the child `pid`, which must have ended already or be about to: this waits for it.
 #[expect(unsafe_code, reason = "rustix has no wait4, the one call that tells what a single child cost")]

@@ -11,7 +11,7 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// Connections that may wait for the runtime.
@@ -34,24 +34,40 @@ pub(crate) struct VsockError {
 pub(crate) struct SocketName {
     /// Absolute.
     path: PathBuf,
-    /// Device and inode of the name.
-    identity: (u64, u64),
+    /// Device and inode of the name; none while it is about to be made.
+    identity: Option<(u64, u64)>,
 }
 
 impl SocketName {
-    /// Removes the name, if it still is this socket's; `NotFound` if it is not.
-    pub(crate) fn remove(&self) -> io::Result<()> {
+    /// Removes the name, if it still is this socket's; `NotFound` if it is not. One that was about to be made since `started_ms`
+    /// (milliseconds since 1970) is known by its age, its owner, and that nobody listens to it.
+    pub(crate) fn remove(&self, started_ms: u64) -> io::Result<()> {
         let named = std::fs::symlink_metadata(&self.path)?;
-        if (named.dev(), named.ino()) != self.identity {
-            return Err(io::ErrorKind::NotFound.into());
-        }
-        std::fs::remove_file(&self.path)
+        let is = match self.identity {
+            Some(identity) => (named.dev(), named.ino()) == identity,
+            None => {
+                let since = u64::try_from(named.ctime()).unwrap_or(0) >= started_ms / 1000;
+                let own = named.uid() == rustix::process::geteuid().as_raw();
+                named.file_type().is_socket() && since && own && is_deaf(&self.path)
+            }
+        };
+        if is { std::fs::remove_file(&self.path) } else { Err(io::ErrorKind::NotFound.into()) }
     }
 
     /// Where it is.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// Whether the socket of this name is nobody's.
+fn is_deaf(path: &Path) -> bool {
+    let connect = || {
+        let address = SocketAddrUnix::new(path)?;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        connect_socket(&socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?, &address)
+    };
+    connect() == Err(rustix::io::Errno::CONNREFUSED)
 }
 
 /// A listening socket with its name.
@@ -62,26 +78,26 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    /// Makes the socket at `path`, for its owner alone.
+    /// A socket that is to listen at `path`: nothing is there yet.
     pub(crate) fn new(path: &Path) -> Result<Self, VsockError> {
         let fail = |source| VsockError { path: path.to_owned(), source };
-        let make = || {
-            let address = SocketAddrUnix::new(path)?;
-            let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-            bind(&socket, &address)?;
-            Ok::<_, rustix::io::Errno>(socket)
-        };
-        let socket = make().map_err(|errno| fail(errno.into()))?;
-        let metadata = std::fs::symlink_metadata(path).map_err(fail)?;
-        let name = SocketName {
-            path: std::path::absolute(path).map_err(fail)?,
-            identity: (metadata.dev(), metadata.ino()),
-        };
-        let listener = Self { socket, name };
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
+        let socket = socket.map_err(|errno| fail(errno.into()))?;
+        let path = std::path::absolute(path).map_err(fail)?;
+        Ok(Self { socket, name: SocketName { path, identity: None } })
+    }
+
+    /// Makes the name, for its owner alone, and listens. To be called when it is on record who is about to.
+    pub(crate) fn listen(&mut self) -> Result<(), VsockError> {
+        let path = self.name.path.clone();
+        let fail = |source| VsockError { path: path.clone(), source };
+        let bound = SocketAddrUnix::new(&path).and_then(|address| bind(&self.socket, &address));
+        bound.map_err(|errno| fail(errno.into()))?;
+        let metadata = std::fs::symlink_metadata(&path).map_err(fail)?;
+        self.name.identity = Some((metadata.dev(), metadata.ino()));
         // Nobody can connect before it listens, so the mode is in time.
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(fail)?;
-        listen(&listener.socket, BACKLOG).map_err(|errno| fail(errno.into()))?;
-        Ok(listener)
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(fail)?;
+        listen(&self.socket, BACKLOG).map_err(|errno| fail(errno.into()))
     }
 
     /// What its name is known by when nobody holds the listener any more.
@@ -98,7 +114,9 @@ impl AsFd for Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        let _ = self.name.remove();
+        if self.name.identity.is_some() {
+            let _ = self.name.remove(0);
+        }
     }
 }
 
@@ -123,18 +141,38 @@ mod tests {
     #[test]
     fn the_name_lives_as_long_as_the_listener() {
         let path = std::env::temp_dir().join(format!("husk-vsock-{}", std::process::id()));
-        let listener = Listener::new(&path).unwrap();
+        let listening = || {
+            let mut listener = Listener::new(&path)?;
+            listener.listen().map(|()| listener)
+        };
+        let listener = listening().unwrap();
         UnixStream::connect(&path).unwrap();
-        assert!(Listener::new(&path).unwrap_err().to_string().contains("husk-vsock-"));
+        assert!(listening().unwrap_err().to_string().contains("husk-vsock-"));
+        assert!(path.exists(), "one that could not be made has no name to remove");
         drop(listener);
         assert!(!path.exists());
         // Somebody else's file under the name stays.
-        let listener = Listener::new(&path).unwrap();
+        let listener = listening().unwrap();
         std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, "x").unwrap();
         drop(listener);
         assert!(path.exists());
         std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn a_name_that_was_about_to_be_made_is_removed_if_it_was_and_nobody_listens() {
+        let path = std::env::temp_dir().join(format!("husk-vsock-intent-{}", std::process::id()));
+        let intent = Listener::new(&path).unwrap().name().clone();
+        assert!(intent.remove(0).is_err(), "it was not made");
+        let living = UnixListener::bind(&path).unwrap();
+        assert!(intent.remove(0).is_err(), "somebody listens");
+        drop(living);
+        assert!(intent.remove(u64::MAX).is_err(), "it was there before");
+        intent.remove(0).unwrap();
+        std::fs::write(&path, "x").unwrap();
+        assert!(intent.remove(0).is_err() && path.exists(), "it is no socket");
+        std::fs::remove_file(path).unwrap();
     }
 
     #[test]

@@ -64,7 +64,7 @@ pub enum CellError {
     )]
     UserNamespace(Errno),
     /// Nobody to report the new process to.
-    #[error("control socket: {0}; the sandbox's process was killed")]
+    #[error("control socket: {0}; nobody hears of the sandbox, so there is none")]
     Unheard(Errno),
     /// Files that cannot be denied.
     #[error("landlock: {0}")]
@@ -229,8 +229,16 @@ impl Site {
         fchdir(directory).map_err(taken("volume-fd", volume.directory))
     }
 
+    /// Whoever is at the other end of the control socket is still there. Asked where a parent that died before the signal of its
+    /// death was asked for would not be noticed.
+    fn is_heard(&self) -> Result<(), CellError> {
+        let Some(control) = &self.control else { return Ok(()) };
+        if report::has_hung_up(control) { Err(CellError::Unheard(Errno::PIPE)) } else { Ok(()) }
+    }
+
     /// In the parent: the child's id. In the child: nothing.
     fn clone_runtime(&mut self, step: &Step) -> Result<Option<i32>, CellError> {
+        self.is_heard()?;
         match self.clone_cell(step)? {
             Cloned::Child => {
                 self.cloned = true;
@@ -320,6 +328,11 @@ impl Step {
             Self::SpeakOnStandardError => site.speak().map_err(named("standard error"))?,
             Self::Limit(limit) => limit.set().map_err(refused_limit(*limit))?,
             Self::Execute(argv) => return Err(site.execute(argv)),
+            Self::DieWithParent => {
+                let result = set_parent_process_death_signal(Some(Signal::KILL));
+                result.map_err(named("parent-death signal"))?;
+                site.is_heard()?;
+            }
             simple => simple.confine()?,
         }
         Ok(None)
@@ -348,9 +361,6 @@ impl Step {
             }
             Self::NoNewPrivileges => ("no_new_privs", set_no_new_privs(true)),
             Self::Undumpable => ("dumpable", set_dumpable_behavior(DumpableBehavior::NotDumpable)),
-            Self::DieWithParent => {
-                ("parent-death signal", set_parent_process_death_signal(Some(Signal::KILL)))
-            }
             _ => ("order of the plan", Err(Errno::NOSYS)),
         };
         result.map_err(named(step))

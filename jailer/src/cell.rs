@@ -11,7 +11,10 @@ use rustix::mount::{
     UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_change,
     move_mount, open_tree, unmount,
 };
-use rustix::process::{DumpableBehavior, chdir, fchdir, pivot_root, set_dumpable_behavior};
+use rustix::process::{
+    DumpableBehavior, chdir, fchdir, parent_process_death_signal, pivot_root, set_dumpable_behavior,
+    set_parent_process_death_signal,
+};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, Gid, Uid, capabilities, clear_ambient_capability_set,
     remove_capability_from_bounding_set, set_capabilities, set_keep_capabilities, set_thread_groups,
@@ -228,6 +231,7 @@ fn bound(kept: CapabilitySet) -> Result<(), Errno> {
 /// what the plan has still to do, and with them nobody else of this user may look inside meanwhile (ptrace(2)).
 pub(crate) fn become_user(uid: u32, gid: u32) -> Result<(), Errno> {
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    let dies_with_parent = parent_process_death_signal()?;
     set_thread_groups(&[])?;
     set_thread_res_gid(gid, gid, gid)?;
     let before = capabilities(None)?;
@@ -236,6 +240,8 @@ pub(crate) fn become_user(uid: u32, gid: u32) -> Result<(), Errno> {
     // They were kept as permitted only; and it was for this one change of user.
     set_capabilities(None, before)?;
     set_keep_capabilities(false)?;
+    // Cleared by the change: whoever was to die with its parent still is.
+    set_parent_process_death_signal(dies_with_parent)?;
     // The change made /proc/self root's, in which the user is about to write his map.
     set_dumpable_behavior(DumpableBehavior::Dumpable)
 }

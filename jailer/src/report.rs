@@ -3,7 +3,9 @@
 //! Owns the messages `stage`, `cloned`, `missing` and `failed`. Depends on no crate of Husk, so a test reads them back with the
 //! protocol's own types. A message is one packet, never blocks and never raises SIGPIPE.
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::AsFd;
+use rustix::io::retry_on_intr;
 use rustix::net::{SendFlags, send};
 use rustix::time::{ClockId, clock_gettime};
 use std::fmt::Write;
@@ -86,7 +88,15 @@ fn quote(message: &str, text: &mut String) {
 /// # Errors
 /// Nobody listens, or so late that the socket is full.
 pub fn tell(control: impl AsFd, message: &str) -> rustix::io::Result<()> {
-    send(control, message.as_bytes(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT).map(drop)
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    retry_on_intr(|| send(&control, message.as_bytes(), flags)).map(drop)
+}
+
+/// Whether nobody is left at the other end.
+pub fn has_hung_up(control: impl AsFd) -> bool {
+    let mut fds = [PollFd::new(&control, PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().contains(PollFlags::HUP)
 }
 
 fn cut(text: &str) -> &str {

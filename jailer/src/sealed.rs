@@ -52,7 +52,7 @@ mod tests {
     use rustix::io::pread;
 
     #[test]
-    fn a_copy_is_the_same_and_stays_so() {
+    fn item_26_a_copy_is_the_same_and_stays_so() {
         let path = std::env::current_exe().unwrap();
         let program = openat(CWD, path, OFlags::RDONLY, Mode::empty()).unwrap();
         let bytes = u64::try_from(fstat(&program).unwrap().st_size).unwrap();
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn only_roots_own_files_are_executed_as_they_are() {
+    fn item_26_only_roots_own_files_are_executed_as_they_are() {
         let mut status = fstat(openat(CWD, "/", OFlags::RDONLY, Mode::empty()).unwrap()).unwrap();
         let mut needed = |uid, gid, mode: u32| {
             (status.st_uid, status.st_gid, status.st_mode) = (uid, gid, 0o100_000 | mode);

@@ -7,7 +7,7 @@
 use crate::caller::Caller;
 use rustix::fd::AsFd;
 use rustix::fs::{CWD, Mode, OFlags, openat};
-use rustix::io::{Errno, write};
+use rustix::io::{Errno, retry_on_intr, write};
 
 /// Maps `outside`, the effective user and group of whoever made the namespace, to `inside`. Called once, inside.
 pub(crate) fn map(inside: Caller, outside: Caller) -> Result<(), Errno> {
@@ -19,7 +19,7 @@ pub(crate) fn map(inside: Caller, outside: Caller) -> Result<(), Errno> {
 fn put(path: &str, text: &str) -> Result<(), Errno> {
     let file = openat(CWD, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
     // The kernel takes a map in one write, or not at all.
-    write(file.as_fd(), text.as_bytes()).map(drop)
+    retry_on_intr(|| write(file.as_fd(), text.as_bytes())).map(drop)
 }
 
 /// Whether `errno` of a clone may mean that this caller is to have no (more) user namespaces, and not that something else

@@ -66,7 +66,7 @@ fn without_the_console_there_is_no_device_for_it() {
 }
 
 #[test]
-fn a_flood_on_the_console_neither_stops_the_guest_nor_ends_it() {
+fn item_32_a_flood_on_the_console_neither_stops_the_guest_nor_ends_it() {
     let script = "head -c 512k /dev/zero | tr '\\0' x > /dev/hvc0; echo still here";
     let outcome = Husk::run(&["--console"], &["sh", "-c", script]).output().expect_status(0);
     assert_eq!(outcome.text(), "still here\n");

@@ -5,7 +5,7 @@ use husk_tests::husk::{Husk, Running};
 use std::time::Duration;
 
 #[test]
-fn a_hundred_one_after_another_leave_nothing() {
+fn item_31_a_hundred_one_after_another_leave_nothing() {
     Husk::run(&[], &["true"]).output().expect_status(0);
     let before = Footprint::now();
     for number in 0..100 {

@@ -138,7 +138,7 @@ pub(crate) fn sandbox() -> String {
 }
 
 #[test]
-fn a_hung_disk_stops_its_drive_alone() {
+fn item_32_a_hung_disk_stops_its_drive_alone() {
     const SCRIPT: &str = "echo up; read go; \
         (dd if=/dev/zero of=/data/x bs=64k count=1 conv=fsync 2>/dev/null && echo written) & \
         while read line; do echo $line | dd of=/other/x conv=fsync 2>/dev/null; echo heard $line; \

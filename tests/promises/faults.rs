@@ -59,7 +59,7 @@ fn a_killed_jailer_is_named() {
 }
 
 #[test]
-fn the_real_jailer_killed_at_any_moment_leaves_nothing() {
+fn item_31_the_real_jailer_killed_at_any_moment_leaves_nothing() {
     Husk::run(&[], &["true"]).output().expect_status(0);
     let before = Footprint::now();
     let mut killed = 0;
@@ -86,7 +86,7 @@ fn the_real_jailer_killed_at_any_moment_leaves_nothing() {
 }
 
 #[test]
-fn a_killed_husk_takes_its_sandbox_along_and_gc_the_rest() {
+fn item_31_a_killed_husk_takes_its_sandbox_along_and_gc_the_rest() {
     Husk::run(&[], &["true"]).output().expect_status(0);
     Husk::new(["gc"]).output().expect_status(0);
     let before = Footprint::now();
@@ -224,7 +224,7 @@ fn item_17_a_fork_bomb_stays_in_its_guest() {
 }
 
 #[test]
-fn a_full_disk_is_named() {
+fn item_29_a_full_disk_is_named() {
     // A cache directory and a state directory on a file system without room.
     let scratch = Scratch::new();
     let full = scratch.name("full");

@@ -91,7 +91,7 @@ fn descriptors_of(pid: u32, path: &str) -> usize {
 }
 
 #[test]
-fn the_runtime_inherits_neither_environment_nor_descriptors() {
+fn item_26_the_runtime_inherits_neither_environment_nor_descriptors() {
     let scratch = Scratch::new();
     let path = scratch.file("secret", b"x");
     let secret = std::fs::File::open(&path).unwrap();
@@ -110,7 +110,7 @@ fn the_runtime_inherits_neither_environment_nor_descriptors() {
 }
 
 #[test]
-fn the_same_cell_cannot_be_made_twice() {
+fn item_25_the_same_cell_cannot_be_made_twice() {
     let scratch = Scratch::new();
     let base = scratch.name("jail");
     let jail = format!("{base}/husk-probe/twice/root");

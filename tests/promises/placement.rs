@@ -91,7 +91,7 @@ fn huge_pages_are_used_and_returned() {
 }
 
 #[test]
-fn too_few_huge_pages_are_named() {
+fn item_30_too_few_huge_pages_are_named() {
     let Some(_pool) = Pool::of(4) else { husk_tests::skip!("no 4 huge pages of 2 MiB to be had") };
     let before = Footprint::now();
     let outcome = Husk::run(&["--hugepages", "2M"], &["true"]).output().expect_status(125);

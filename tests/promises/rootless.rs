@@ -162,7 +162,7 @@ fn husk_kill_ends_a_sandbox_of_ones_own() {
 }
 
 #[test]
-fn a_device_that_is_not_his_is_named() {
+fn item_30_a_device_that_is_not_his_is_named() {
     let Some(him) = Ordinary::new() else { skip!("{NEEDS}") };
     // A device that only root may open in the place of /dev/kvm, for this husk alone.
     let mut unshare = Command::new("unshare");

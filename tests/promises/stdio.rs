@@ -83,7 +83,7 @@ fn a_command_that_does_not_read_its_input_still_ends() {
 }
 
 #[test]
-fn a_reader_that_does_not_read_holds_the_command_not_the_memory() {
+fn item_32_a_reader_that_does_not_read_holds_the_command_not_the_memory() {
     let mut child = Command::new(binary())
         .args(["run", "--", "sh", "-c", "dd if=/dev/zero bs=64k count=1024 2>/dev/null; echo end >&2"])
         .stdout(Stdio::piped())

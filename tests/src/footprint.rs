@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// What is there: processes of user space, mounts, cgroups, network namespaces by name, Husk's files, free huge pages.
+/// What is there: processes of user space, mounts, cgroups, network links and namespaces by name, Husk's files, free huge pages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Footprint {
     things: BTreeSet<String>,
@@ -29,8 +29,12 @@ impl Footprint {
         }
         directories(Path::new("/sys/fs/cgroup"), "cgroup", &mut things);
         everything(Path::new(STATE), &mut things);
-        for dir in ["/dev/shm", "/srv/jailer"] {
+        for dir in ["/dev/shm", "/srv/jailer", "/run/netns"] {
             everything(Path::new(dir), &mut things);
+        }
+        // Taps are among them.
+        for link in fs::read_dir("/sys/class/net").into_iter().flatten().flatten() {
+            things.insert(format!("link {}", link.file_name().to_string_lossy()));
         }
         for size in ["hugepages-2048kB", "hugepages-1048576kB"] {
             let path = format!("/sys/kernel/mm/hugepages/{size}/free_hugepages");

@@ -28,6 +28,8 @@ pub mod ptrace;
 pub mod rootfs;
 pub mod scratch;
 pub mod tap;
+#[cfg(target_arch = "x86_64")]
+pub mod tracer;
 
 /// Ends a test as skipped: prints the line that the runner counts, and returns.
 #[macro_export]

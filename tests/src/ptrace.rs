@@ -4,9 +4,9 @@ use std::io::Error;
 
 /// What the C library calls a request.
 #[cfg(target_env = "musl")]
-type Request = libc::c_int;
+pub(crate) type Request = libc::c_int;
 #[cfg(not(target_env = "musl"))]
-type Request = libc::c_uint;
+pub(crate) type Request = libc::c_uint;
 
 /// `PTRACE_SECCOMP_GET_FILTER` (linux/ptrace.h).
 const GET_FILTER: Request = 0x420c;
@@ -54,10 +54,15 @@ impl Drop for Traced {
     }
 }
 
-fn call(request: Request, thread: libc::pid_t, address: usize, data: usize) -> Result<usize, Error> {
+pub(crate) fn call(
+    request: Request,
+    thread: libc::pid_t,
+    address: usize,
+    data: usize,
+) -> Result<usize, Error> {
     #[expect(unsafe_code, reason = "ptrace has no safe wrapper")]
-    // SAFETY: of the requests made here only GET_FILTER writes through `data`, and `filter` passes a buffer of as many
-    // instructions as the kernel has just said.
+    // SAFETY: of the requests made here those that read or write through `data` are GET_FILTER, to which `filter` passes a buffer of
+    // as many instructions as the kernel has just said, and the tracer's, which pass a place of the size that the request has.
     let result = unsafe { libc::ptrace(request, thread, address, data) };
     usize::try_from(result).map_err(|_| Error::last_os_error())
 }

@@ -233,10 +233,14 @@ impl Update {
     }
 }
 
-/// Remove what sandboxes left whose husk was killed: state, cgroups, jail directories; and old packed images.
+/// Remove what sandboxes left whose husk was killed: state, user ids, cgroups and what runs in them, sockets; and old packed images.
 #[derive(Debug, FromArgs)]
 #[argh(subcommand, name = "gc")]
-pub(crate) struct Gc {}
+pub(crate) struct Gc {
+    /// print one JSON object
+    #[argh(switch)]
+    pub(crate) json: bool,
+}
 
 /// Say what this machine offers and lacks for sandboxes of strangers' code, and what mends it.
 #[derive(Debug, FromArgs)]

@@ -9,7 +9,7 @@ mod normal;
 use crate::cgroup::Hierarchies;
 use crate::change::ask;
 use crate::doctor;
-use crate::gc;
+use crate::gc::{self, Collected};
 use crate::outcome::Outcome;
 use crate::pack;
 use crate::report::Report;
@@ -20,7 +20,7 @@ use crate::state::{Record, State};
 use crate::timeline::{Timeline, realtime_ns};
 use crate::{sys, terminal, text};
 use argh::FromArgs;
-use args::{Doctor, Husk, Kill, Ps, Run, Subcommand, Telling, Update};
+use args::{Doctor, Gc, Husk, Kill, Ps, Run, Subcommand, Telling, Update};
 use husk_protocol::control::Fault;
 use husk_protocol::exit::HUSK_FAILED;
 use normal::{Normal, normalise};
@@ -104,7 +104,7 @@ fn execute(command: Subcommand, rest: Option<Vec<OsString>>, start_ns: u64) -> u
         Subcommand::Ps(options) => ps(&options),
         Subcommand::Kill(options) => kill(&options),
         Subcommand::Update(options) => update(&options),
-        Subcommand::Gc(_) => collect(),
+        Subcommand::Gc(options) => collect(&options),
         Subcommand::Doctor(options) => examine(&options),
         Subcommand::Version(_) => print(concat!("husk ", env!("CARGO_PKG_VERSION"))),
     }
@@ -252,17 +252,24 @@ fn updated(id: Option<&str>, error: Option<(Fault, String)>) -> u8 {
     status.max(printed)
 }
 
-fn collect() -> u8 {
+fn collect(options: &Gc) -> u8 {
     let state = State::usual();
-    let collected = gc::collect(&state, &Hierarchies::of(&state), true);
-    let images = pack::usual_cache().map(|cache| pack::collect(&cache)).unwrap_or_default();
+    let mut collected = match Hierarchies::of(&state) {
+        Ok(hierarchies) => gc::collect(&state, &hierarchies, true),
+        Err(error) => Collected { failed: vec![text::message(&error.to_string())], ..Collected::default() },
+    };
+    collected.removed.extend(pack::usual_cache().map(|cache| pack::collect(&cache)).unwrap_or_default());
+    let status = if collected.failed.is_empty() { 0 } else { HUSK_FAILED };
+    if options.json {
+        return status.max(print(&collected.json().to_string()));
+    }
     let lines: Vec<String> =
-        collected.removed.iter().chain(&images).map(|path| format!("removed {}", path.display())).collect();
-    let status = if lines.is_empty() { 0 } else { print(&lines.join("\n")) };
+        collected.removed.iter().map(|path| format!("removed {}", path.display())).collect();
+    let printed = if lines.is_empty() { 0 } else { print(&lines.join("\n")) };
     for line in &collected.failed {
         fail(&format!("not removed: {line}"));
     }
-    if collected.failed.is_empty() { status } else { HUSK_FAILED }
+    status.max(printed)
 }
 
 /// `husk doctor`: the status is that of the worst check.
@@ -300,6 +307,7 @@ fn fail(line: &str) -> u8 {
 
 /// A bug says so in one line, with the terminal in order.
 pub fn install_panic_hook() {
+    sys::exit_on_abort(HUSK_FAILED);
     std::panic::set_hook(Box::new(|panic| {
         terminal::restore_now();
         let place =

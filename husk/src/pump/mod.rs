@@ -175,6 +175,9 @@ impl<'a> Pump<'a> {
                 if let Some(runtime) = &mut self.cell.runtime {
                     let _ = runtime.reap();
                 }
+                // As of the jailer; and one that never became the runtime has complained as the jailer does.
+                self.read_control();
+                self.read_jailer();
             }
             Token::JailerStderr => self.read_jailer(),
             Token::Console => self.read_console(),

@@ -16,7 +16,7 @@ use crate::report::Fault;
 use mounts::Mounts;
 use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, mkdirat, openat, unlinkat};
-use rustix::io::{Errno, write};
+use rustix::io::{Errno, retry_on_intr, write};
 use std::path::{Path, PathBuf};
 
 /// What is to be made.
@@ -187,7 +187,8 @@ impl Made {
         if let Some(unified) = &self.unified {
             put(unified, "cgroup.procs", "0").map_err(CgroupError::Enter)?;
         }
-        self.procs.iter().try_for_each(|procs| write(procs, b"0").map(drop).map_err(CgroupError::Enter))
+        let enter = |procs: &OwnedFd| retry_on_intr(|| write(procs, b"0"));
+        self.procs.iter().try_for_each(|procs| enter(procs).map(drop).map_err(CgroupError::Enter))
     }
 
     /// Takes back what was made; for a sandbox that never was.
@@ -227,5 +228,6 @@ fn share(path: &Path) -> Result<(), CgroupError> {
 fn put(directory: &OwnedFd, file: &str, value: &str) -> Result<(), Errno> {
     let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = openat(directory, file, flags, Mode::empty())?;
-    write(file, value.as_bytes()).map(drop)
+    // What takes the kernel its time, as taking memory back does, a signal interrupts.
+    retry_on_intr(|| write(&file, value.as_bytes())).map(drop)
 }

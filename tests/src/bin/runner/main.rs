@@ -8,7 +8,7 @@
 //!
 //! A test that prints `HUSK-SKIP reason` and ends well is skipped; it must stand on the list of skips (a line each:
 //! name, tab, reason), else it has failed. `HUSK_TESTS_NO_SKIPS=1`, set where the machine can run everything, makes
-//! each skip a failure. A test past its deadline is killed with all that it started, and has failed.
+//! each skip a failure. A test past its deadline (1200 s; `--deadline`, or `HUSK_TESTS_DEADLINE`) is killed with all that it started, and has failed.
 
 mod journal;
 mod list;
@@ -36,6 +36,7 @@ struct Options {
 }
 
 fn options() -> Result<Options, String> {
+    let deadline = std::env::var("HUSK_TESTS_DEADLINE").ok().and_then(|text| text.parse().ok());
     let mut options = Options {
         skips: None,
         summary: None,
@@ -44,7 +45,7 @@ fn options() -> Result<Options, String> {
         first: None,
         only: None,
         without: None,
-        deadline: Duration::from_secs(1200),
+        deadline: Duration::from_secs(deadline.unwrap_or(1200)),
         filter: std::env::var("HUSK_TESTS_FILTER").unwrap_or_default(),
         executables: Vec::new(),
     };
