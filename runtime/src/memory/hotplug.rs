@@ -55,9 +55,7 @@ struct State {
     open_count: usize,
     /// Runs of plugged blocks.
     pieces: usize,
-    readers: Vec<Arc<AtomicU64>>,
-    /// Their counts when something was unplugged last.
-    seen: Vec<u64>,
+    readers: Vec<Arc<Turn>>,
 }
 
 /// How the blocks of a range are.
@@ -234,7 +232,9 @@ impl Hotplug {
         let removed = self.shared.plugged.set(blocks, false);
         self.shared.unplugs.fetch_add(1, Ordering::SeqCst);
         self.shared.plugged_count.fetch_sub(removed, Ordering::SeqCst);
-        state.seen = state.readers.iter().map(|reader| reader.load(Ordering::SeqCst)).collect();
+        for turn in &state.readers {
+            turn.seen.store(turn.count.load(Ordering::SeqCst), Ordering::SeqCst);
+        }
     }
 
     /// Makes blocks that are not plugged inaccessible and gives their memory back to the host: so many bytes a call, and
@@ -275,9 +275,9 @@ impl Hotplug {
     /// For one more thread beside the device thread that moves bytes of guest memory.
     #[must_use]
     pub fn reader(&self) -> Reader {
-        let count = Arc::new(AtomicU64::new(0));
-        self.lock().readers.push(Arc::clone(&count));
-        Reader { count, shared: Arc::clone(&self.shared) }
+        let turn = Arc::<Turn>::default();
+        self.lock().readers.push(Arc::clone(&turn));
+        Reader { turn, shared: Arc::clone(&self.shared) }
     }
 
     /// The first run of at most `most` blocks from `next` on that are open and not plugged.
@@ -306,10 +306,11 @@ impl Hotplug {
 impl State {
     /// Whether no reader can be at a block that was unplugged.
     fn all_have_left(&self) -> bool {
-        let left = |(reader, seen): (&Arc<AtomicU64>, &u64)| {
-            seen.is_multiple_of(2) || reader.load(Ordering::SeqCst) != *seen
+        let left = |turn: &Arc<Turn>| {
+            let seen = turn.seen.load(Ordering::SeqCst);
+            seen.is_multiple_of(2) || turn.count.load(Ordering::SeqCst) != seen
         };
-        self.readers.iter().zip(&self.seen).all(left)
+        self.readers.iter().all(left)
     }
 }
 
@@ -320,24 +321,34 @@ impl Shared {
     }
 }
 
+/// How often a thread came and left.
+#[derive(Debug, Default)]
+struct Turn {
+    /// Odd while it is there.
+    count: AtomicU64,
+    /// What that was when a block was unplugged last.
+    seen: AtomicU64,
+}
+
 /// Says when a thread moves bytes of guest memory.
 #[derive(Debug)]
 pub struct Reader {
-    /// Odd while it does.
-    count: Arc<AtomicU64>,
+    turn: Arc<Turn>,
     shared: Arc<Shared>,
 }
 
 impl Reader {
     /// From here on the thread may look blocks up.
     pub fn enter(&self) {
-        self.count.fetch_add(1, Ordering::SeqCst);
+        self.turn.count.fetch_add(1, Ordering::SeqCst);
     }
 
     /// The thread has forgotten what it looked up.
     pub fn leave(&self) {
-        self.count.fetch_add(1, Ordering::SeqCst);
-        if self.shared.waiting.load(Ordering::SeqCst) {
+        let count = self.turn.count.fetch_add(1, Ordering::SeqCst);
+        // Only the turn that was seen is waited for: others would wake the device thread for nothing, again and again while
+        // another reader hangs.
+        if self.shared.waiting.load(Ordering::SeqCst) && self.turn.seen.load(Ordering::SeqCst) == count {
             self.shared.call();
         }
     }

@@ -5,7 +5,7 @@
 //! job, and its boot is not counted.
 
 use super::host::HugePagesAlways;
-use super::peer::{Files, Peer, Shape, Transport, busybox, init, initrd, read};
+use super::peer::{Confinement, Files, Peer, Shape, Transport, busybox, init, initrd, read};
 use crate::load::{Job, Took, Way, far_end};
 use crate::scratch::Scratch;
 use crate::tap::Tap;
@@ -36,19 +36,36 @@ pub struct Load {
     pub by_operation: bool,
 }
 
-/// MiB of a stream: so many that a guest's first touch of its own memory, which the host then has to clear, does not show.
-const STREAM_MIB: u64 = 128;
+/// How much a job carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Amount {
+    /// MiB of a stream.
+    pub stream_mib: u64,
+    /// Reads of 4 KiB.
+    pub random_reads: u64,
+    /// Reads of 1 MiB.
+    pub sequential_reads: u64,
+}
+
+impl Amount {
+    /// Where instructions are counted: so much that a guest's first touch of its own memory, which the host then has to
+    /// clear, does not show.
+    pub const COUNTED: Self = Self { stream_mib: 128, random_reads: 8000, sequential_reads: 256 };
+    /// Where time is measured, with a boot before each run: about a second of the lab's.
+    pub const TIMED: Self = Self { stream_mib: 32, random_reads: 1000, sequential_reads: 64 };
+}
 
 /// The rows.
 #[must_use]
-pub fn loads(disk: &str) -> Vec<Load> {
+pub fn loads(disk: &str, amount: Amount) -> Vec<Load> {
     let disk = disk.to_owned();
-    let tcp = |way| Job::Tcp { address: format!("{HOST}:{PORT}"), way, mib: STREAM_MIB };
-    let vsock = |way| Job::Vsock { port: PORT, way, mib: STREAM_MIB };
+    let Amount { stream_mib: mib, random_reads, sequential_reads } = amount;
+    let tcp = |way| Job::Tcp { address: format!("{HOST}:{PORT}"), way, mib };
+    let vsock = |way| Job::Vsock { port: PORT, way, mib };
     let row = |name, job, by_operation| Load { name, job, by_operation };
     vec![
-        row("block, 4 KiB random reads", Job::Random { disk: disk.clone(), reads: 8000 }, true),
-        row("block, 1 MiB sequential reads", Job::Sequential { disk, reads: 256 }, false),
+        row("block, 4 KiB random reads", Job::Random { disk: disk.clone(), reads: random_reads }, true),
+        row("block, 1 MiB sequential reads", Job::Sequential { disk, reads: sequential_reads }, false),
         row("net, TCP guest → host", tcp(Way::Out), false),
         row("net, TCP host → guest", tcp(Way::In), false),
         row("vsock, guest → host", vsock(Way::Out), false),
@@ -209,7 +226,8 @@ impl PeerGuest {
         let (data, tap) = (Some(ground.disk.clone()), Some(ground.tap.name().to_owned()));
         let files = Files { firecracker, jailer, kernel, initrd: image, rootfs: None, data, tap };
         let peer = Peer::stage(&files, &base).map_err(|error| error.to_string())?;
-        Ok(Self { peer, shape: Shape { transport, ..Shape::default() } })
+        // What husk's cell has too, and what its jailer's documents tell to do: a pid namespace and a cgroup with limits.
+        Ok(Self { peer, shape: Shape { transport, confinement: Confinement::Full, ..Shape::default() } })
     }
 
     /// Does a job in a new guest.

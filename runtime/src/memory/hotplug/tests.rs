@@ -183,6 +183,37 @@ fn nothing_is_taken_away_from_under_a_reader() {
 }
 
 #[test]
+fn one_that_is_not_waited_for_calls_nobody() {
+    let hotplug = region();
+    let (hung, busy) = (hotplug.reader(), hotplug.reader());
+    hotplug.plug(0..2).unwrap();
+    hung.enter();
+    busy.enter();
+    hotplug.unplug(0..1).unwrap();
+    hotplug.take_away();
+    busy.leave();
+    assert!(is_readable(&hotplug), "it was waited for");
+    hotplug.left().read().unwrap();
+    hotplug.take_away();
+    for _ in 0..3 {
+        busy.enter();
+        busy.leave();
+        assert!(!is_readable(&hotplug), "it came after the block was unplugged");
+    }
+    // Another block: whoever is there now counts.
+    busy.enter();
+    hotplug.unplug(1..2).unwrap();
+    hotplug.take_away();
+    busy.leave();
+    assert!(is_readable(&hotplug));
+    hotplug.left().read().unwrap();
+    hung.leave();
+    assert!(is_readable(&hotplug));
+    hotplug.take_away();
+    assert_eq!(hotplug.open_bytes(), 0);
+}
+
+#[test]
 fn what_is_plugged_again_meanwhile_stays() {
     let hotplug = region();
     let memory = seen(&hotplug);

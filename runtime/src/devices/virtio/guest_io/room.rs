@@ -1,7 +1,8 @@
 //! Guest memory that waits for frames from a descriptor, from one event to the next.
 //!
-//! Owns the addresses, each translated once, and a share of the memory that they are in. Refuses buffers that do not lie in
-//! guest memory. Invariants: a place was translated from `memory`, which is held for as long as the place is known, so what
+//! Owns the addresses, each translated once, and a share of the memory that they are in. Buffers that follow each other are
+//! one place: Linux cuts those of a network card from blocks of 32 KiB, so a frame's room is three places, not 44, and the
+//! system call reads three. Refuses buffers that do not lie in guest memory. Invariants: a place was translated from `memory`, which is held for as long as the place is known, so what
 //! it points to stays mapped; that the guest changes the bytes meanwhile is expected, and nothing here ever makes a Rust
 //! reference to them. Memory that was unplugged since then cannot be touched any more: whoever keeps a room from one event to the
 //! next, on the thread that unplugs, asks first whether it is stale.
@@ -73,10 +74,14 @@ impl Room {
     /// # Errors
     /// One of them does not lie in guest memory that may be written.
     pub fn push(&mut self, buffers: &[Buffer]) -> Result<(), BadBuffer> {
-        let (places, bytes) = (self.places.len(), self.bytes);
+        let (places, last, bytes) = (self.places.len(), self.places.last().copied(), self.bytes);
         let pushed = buffers.iter().try_for_each(|buffer| self.push_one(*buffer));
         if pushed.is_err() {
             self.places.truncate(places);
+            // It may have grown.
+            if let (Some(place), Some(last)) = (self.places.last_mut(), last) {
+                *place = last;
+            }
             self.bytes = bytes;
         }
         pushed
@@ -90,8 +95,12 @@ impl Room {
         {
             let slice = slice.map_err(bad)?;
             let start = slice.ptr_guard_mut().as_ptr().expose_provenance();
-            self.places.push(Place { start, bytes: slice.len() });
             self.bytes += slice.len();
+            // One that is used up is not gone on with: it may be forgotten at any time.
+            match self.places[self.first..].last_mut() {
+                Some(last) if last.start + last.bytes == start => last.bytes += slice.len(),
+                _ => self.places.push(Place { start, bytes: slice.len() }),
+            }
         }
         Ok(())
     }
@@ -229,6 +238,27 @@ mod tests {
         assert!(!room.is_stale());
         room.push(&[buffer((4 << 30) + BLOCK, 8)]).unwrap_err();
         room.push(&[buffer(4 << 30, 8)]).unwrap();
+    }
+
+    #[test]
+    fn buffers_that_follow_each_other_are_one_piece() {
+        let memory = memory();
+        let (near, far) = UnixDatagram::pair().unwrap();
+        let mut room = Room::new(memory.clone());
+        room.push(&[buffer(0x1_0000, 4), buffer(0x1_0004, 4)]).unwrap();
+        room.push(&[buffer(0x1_0008, 4)]).unwrap();
+        assert_eq!((room.len(), room.pieces()), (12, 1));
+        // Not one that comes before, nor one with a gap, nor one whose neighbour was used up.
+        room.push(&[buffer(0x1_0000 - 4, 4), buffer(0x1_0010, 4)]).unwrap();
+        assert_eq!((room.len(), room.pieces()), (20, 3));
+        room.push(&[buffer(0x1_0014, 4), buffer(LOW_END, 4)]).unwrap_err();
+        assert_eq!((room.len(), room.pieces()), (20, 3), "what has failed is not there, grown or new");
+        room.advance(20);
+        room.push(&[buffer(0x1_0014, 4)]).unwrap();
+        assert_eq!((room.len(), room.pieces()), (4, 1));
+        far.send(b"ab").unwrap();
+        assert_eq!(room.read_frame(near.as_fd(), &mut [], &mut []).unwrap(), 2);
+        assert_eq!(bytes(&memory, 0x1_0010, 8), b"\0\0\0\0ab\0\0");
     }
 
     #[test]

@@ -69,7 +69,8 @@ impl Line for EventFd {
 
 /// The interrupt's status, and its acknowledgements. Linux acknowledges each interrupt of a queue by a write of
 /// [`ACKNOWLEDGED`], which KVM turns into a signal of `acknowledged` without leaving the guest. Each that is signalled clears
-/// the queues' bit, no later than anybody looks at it.
+/// the queues' bit, no later than anybody looks at it. While a bit is set its edge is still to be answered: the driver
+/// acknowledges it and looks at what it stands for after that, so there is no other edge for it.
 struct MmioInterrupt {
     status: Mutex<u32>,
     acknowledged: EventFd,
@@ -83,8 +84,14 @@ impl MmioInterrupt {
     }
 
     fn raise(&self, bits: u32) {
-        self.with_status(|status| *status |= bits);
-        self.line.pulse();
+        let news = self.with_status(|status| {
+            let news = bits & !*status != 0;
+            *status |= bits;
+            news
+        });
+        if news {
+            self.line.pulse();
+        }
     }
 
     /// Applies the acknowledgements that have come, then `f`. One that comes between the two is applied later and clears the

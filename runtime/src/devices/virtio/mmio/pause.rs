@@ -136,7 +136,7 @@ impl MmioTransport {
             let _ = kick.write(1);
         }
         if self.interrupt.with_status(|status| *status) != 0 {
-            self.interrupt.raise(0);
+            self.interrupt.line.pulse();
         }
     }
 

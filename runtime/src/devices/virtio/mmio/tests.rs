@@ -147,6 +147,29 @@ fn an_acknowledgement_by_the_eventfd_is_one_by_the_register() {
 }
 
 #[test]
+fn what_the_driver_has_yet_to_acknowledge_needs_no_second_edge() {
+    let rig = started();
+    let edge = |rig: &Rig| rig.line.read().is_ok();
+    let interrupt = &rig.transport.interrupt;
+    interrupt.queue(0);
+    assert!(edge(&rig));
+    interrupt.queue(1);
+    assert!(!edge(&rig), "it looks at all queues when it has acknowledged");
+    // The configuration is another thing to look at: it may have read the status already.
+    interrupt.config();
+    assert!(edge(&rig));
+    interrupt.config();
+    assert!(!edge(&rig));
+    assert_eq!(read(&rig.transport, 0x60), 3);
+    rig.transport.acknowledgements().write(1).unwrap();
+    interrupt.queue(0);
+    assert!(edge(&rig));
+    write(&rig.transport, 0x64, 2);
+    interrupt.config();
+    assert!(edge(&rig));
+}
+
+#[test]
 fn item_6_unsound_queues_need_a_reset() {
     let sound = Ring::new(&memory(), 0, 64).setup;
     let wrong = [
