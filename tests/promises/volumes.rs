@@ -20,8 +20,9 @@ fn directory(scratch: &Scratch) -> PathBuf {
     path
 }
 
-fn server() -> u32 {
-    let servers = processes::named("husk-fs");
+/// The one server of a volume, by the name that it has if the volume is read-only (`husk-fs`) or writable (`husk-fs-rw`).
+fn server(name: &str) -> u32 {
+    let servers = processes::named(name);
     assert_eq!(servers.len(), 1, "one server, not {servers:?}");
     servers[0]
 }
@@ -91,7 +92,7 @@ fn a_server_that_dies_is_an_error_in_the_guest_and_the_sandbox_ends_as_ever() {
                   ls /data; touch /data/x; exit 7";
     let volume = format!("{}:/data:rw", shared.display());
     let husk = Husk::run(&["--volume", &volume], &["sh", "-c", script]).spawn().up();
-    let pid = Pid::from_raw(server().cast_signed()).unwrap();
+    let pid = Pid::from_raw(server("husk-fs-rw").cast_signed()).unwrap();
     kill_process(pid, Signal::KILL).unwrap();
     let outcome = husk.finish().expect_status(7);
     let errors =
@@ -106,7 +107,7 @@ fn a_server_dies_with_a_husk_that_is_killed() {
     let scratch = Scratch::new();
     let volume = format!("{}:/data", directory(&scratch).display());
     let husk = Husk::run(&["--volume", &volume], &["sh", "-c", "echo up; sleep 1000"]).spawn().up();
-    server();
+    server("husk-fs");
     husk.signal(Signal::KILL);
     husk.finish();
     let deadline = Instant::now() + Duration::from_secs(5);
@@ -123,7 +124,7 @@ fn a_server_has_its_directory_its_filter_and_no_privilege_beside_reading() {
     let shared = directory(&scratch);
     let volume = format!("{}:/data", shared.display());
     let husk = Husk::run(&["--volume", &volume], &["sh", "-c", "echo up; sleep 1000"]).spawn().up();
-    let pid = server();
+    let pid = server("husk-fs");
     let path = format!("/proc/{pid}");
     let traced = Traced::attach(pid);
     let loaded = traced.filter(0).unwrap();

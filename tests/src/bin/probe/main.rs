@@ -3,7 +3,7 @@
 //! `husk-probe [--control-fd N] [--layer none|cell|whole] --attempt NAME [--target TEXT]`
 //!
 //! `none` and `cell` add nothing: outside a jail, and in the jailer's cell alone. `whole` adds what the runtime puts on
-//! itself, by the same code: landlock, then the `Build` filter, then the filter of a role (`--role`). The answer is one
+//! itself, by the same code: landlock, then the filters of the phases, then the filter of a role (`--role`). The answer is one
 //! line on the control descriptor (or on standard output): `reached`, or `denied` and the error. A call that a filter
 //! traps ends the process by SIGSYS instead.
 
@@ -64,9 +64,9 @@ fn answer(options: &Options) -> Result<(), String> {
         attempts::named(&options.attempt).ok_or(format!("--attempt {}: none such", options.attempt))?;
     if options.whole {
         husk_runtime::confine::deny_files().map_err(|error| error.to_string())?;
-        let roles = [Some(husk_seccomp::Role::Build), options.role];
-        for role in roles.into_iter().flatten() {
-            husk_seccomp::install(role).map_err(|error| error.to_string())?;
+        let role = options.role.unwrap_or(husk_seccomp::Role::Build);
+        for role in role.stack() {
+            husk_seccomp::install(*role).map_err(|error| error.to_string())?;
         }
     }
     let line = match attempt(&options.target) {
