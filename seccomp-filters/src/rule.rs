@@ -109,6 +109,24 @@ pub struct Rule {
     pub reason: &'static str,
 }
 
+impl Rule {
+    /// Whether all that `other` allows is allowed by this rule too.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        self.call == other.call
+            && self.args.iter().all(|arg| other.args.iter().any(|narrow| narrow.implies(arg)))
+    }
+}
+
+impl Arg {
+    /// Whether whatever passes this test passes `other` as well.
+    fn implies(&self, other: &Self) -> bool {
+        let width = |arg: &Self| if arg.width == Width::Low32 { u64::from(u32::MAX) } else { u64::MAX };
+        let (ours, theirs) = (self.mask & width(self), other.mask & width(other));
+        self.index == other.index && ours & theirs == theirs && self.value & theirs == other.value & theirs
+    }
+}
+
 /// A test of one argument.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Arg {

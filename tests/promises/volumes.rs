@@ -7,7 +7,7 @@ use husk_tests::processes;
 use husk_tests::ptrace::Traced;
 use husk_tests::scratch::Scratch;
 use rustix::process::{Pid, Signal, kill_process};
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -65,6 +65,31 @@ fn a_writable_volume_is_written_and_seen_from_both_sides() {
     let outcome = husk.finish().expect_status(0);
     let expected = format!("{}from the host\nchanged by the host\n", String::from_utf8_lossy(&expected));
     assert_eq!(outcome.text(), expected);
+}
+
+#[test]
+fn whatever_one_does_with_files_is_served_and_by_a_read_only_server_what_reads() {
+    let scratch = Scratch::new();
+    let shared = directory(&scratch);
+    std::fs::set_permissions(&shared, std::fs::Permissions::from_mode(0o777)).unwrap();
+    let reading = "cd /data; ls; df . | tail -n 1 | grep -c /data; dd if=file bs=6 skip=1 2>/dev/null; sync file; sync -d file";
+    let script = format!(
+        "{reading}; set -e; mkdir d; chmod 777 d; mkfifo d/pipe; ln -s ../file d/link; readlink d/link; cat d/link; \
+         ln file d/hard; touch -d '2020-01-01 00:00:00' d/hard; truncate -s 10000 d/new; fallocate -l 65536 d/room; \
+         dd if=file of=d/synced conv=fsync 2>/dev/null; start-stop-daemon -S -c 1000:1000 -x /bin/touch -- d/his; \
+         stat -c %u:%g d/his; mv d/new d/newer; rm d/hard; ls d"
+    );
+    let volume = format!("{}:/data:rw", shared.display());
+    let outcome = Husk::run(&["--volume", &volume], &["sh", "-c", &script]).output().expect_status(0);
+    let read = "file\n1\nhe host wrote\n";
+    let expected = "../file\nwhat the host wrote\n1000:1000\nhis\nlink\nnewer\npipe\nroom\nsynced\n";
+    assert_eq!(outcome.text(), format!("{read}{expected}"), "{}", outcome.stderr);
+    assert_eq!(std::fs::metadata(shared.join("d/room")).unwrap().len(), 65536);
+    assert_eq!(std::fs::metadata(shared.join("d/his")).unwrap().uid(), 1000);
+    std::fs::remove_dir_all(shared.join("d")).unwrap();
+    let volume = format!("{}:/data", shared.display());
+    let outcome = Husk::run(&["--volume", &volume], &["sh", "-c", reading]).output().expect_status(0);
+    assert_eq!(outcome.text(), read, "{}", outcome.stderr);
 }
 
 #[test]

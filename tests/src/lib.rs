@@ -9,6 +9,7 @@
 )]
 
 pub mod bench;
+pub mod calls;
 pub mod cell;
 #[cfg(test)]
 mod documents;
