@@ -14,6 +14,7 @@ pub(crate) const RULES: &[Rule] = &[
         &[is(3, 0), is_long(4, 0)],
         "the next message, as Rust's library asks; nobody asks who sent it",
     ),
+    any("writev", "the answer: its header and its content"),
     any("openat", "a name is looked up, a file or directory opened"),
     any("statx", "attributes of what was looked up"),
     any("newfstatat", "the same, by the C library"),
