@@ -74,7 +74,7 @@ fn whatever_one_does_with_files_is_served_and_by_a_read_only_server_what_reads()
     std::fs::set_permissions(&shared, std::fs::Permissions::from_mode(0o777)).unwrap();
     let reading = "cd /data; ls; df . | tail -n 1 | grep -c /data; dd if=file bs=6 skip=1 2>/dev/null; sync file; sync -d file";
     let script = format!(
-        "{reading}; set -e; mkdir d; chmod 777 d; mkfifo d/pipe; ln -s ../file d/link; readlink d/link; cat d/link; \
+        "{reading}; set -e; echo one:x:1000:1000::/:/bin/sh >> /etc/passwd; mkdir d; chmod 777 d; mkfifo d/pipe; ln -s ../file d/link; readlink d/link; cat d/link; \
          ln file d/hard; touch -d '2020-01-01 00:00:00' d/hard; truncate -s 10000 d/new; fallocate -l 65536 d/room; \
          dd if=file of=d/synced conv=fsync 2>/dev/null; start-stop-daemon -S -c 1000:1000 -x /bin/touch -- d/his; \
          stat -c %u:%g d/his; mv d/new d/newer; rm d/hard; ls d"
