@@ -147,7 +147,14 @@ fn by_guest(evidence: &Evidence) -> Option<Outcome> {
 
 fn by_cell(evidence: &Evidence) -> Option<Outcome> {
     if let Some((fault, line)) = &evidence.failed {
-        let outcome = Outcome::failure(*fault, line.clone());
+        // It may be hostile by then: what it says of its own end is an allegation.
+        let line = match fault {
+            Fault::Bug => {
+                format!("the runtime says: {}", line.strip_prefix("husk-runtime: ").unwrap_or(line))
+            }
+            _ => line.clone(),
+        };
+        let outcome = Outcome::failure(*fault, line);
         return Some(if *fault == Fault::Guest { outcome.with_console() } else { outcome });
     }
     let ended = evidence.ended.as_ref()?;
@@ -299,6 +306,13 @@ mod tests {
         let jailer = Some(ChildExit::Status(1));
         let said = Some("jail /x exists".to_owned());
         assert_eq!(line(&Evidence { jailer, jailer_said: said, ..Evidence::default() }), "jail /x exists");
+    }
+
+    #[test]
+    fn what_a_runtime_says_of_its_own_end_is_an_allegation() {
+        let said = "husk-runtime: a thread (role vcpu) made system call 59 (execve), which its filter denies";
+        let evidence = Evidence { failed: Some((Fault::Bug, said.to_owned())), ..Evidence::default() };
+        assert_eq!(line(&evidence), said.replace("husk-runtime:", "the runtime says:"));
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub const MAX_FILES: usize = 64;
 /// Most console lines in an [`Ended`] report.
 pub const CONSOLE_TAIL_LINES: usize = 20;
 /// The newest version of landlock's interface whose rights a runtime denies itself.
-pub const LANDLOCK_ABI: u32 = 6;
+pub const LANDLOCK_ABI: u32 = 9;
 /// Longest console line in an [`Ended`] report, in bytes; a longer one is cut.
 pub const CONSOLE_TAIL_LINE_BYTES: usize = 256;
 

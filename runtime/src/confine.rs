@@ -15,7 +15,7 @@ use std::io;
 use std::sync::mpsc::sync_channel;
 
 /// The newest landlock interface whose rights are denied where the running kernel knows them.
-const NEWEST: ABI = ABI::V6;
+const NEWEST: ABI = ABI::V9;
 /// Bytes of a thread's stack. The deepest path is a virtio request; 256 KiB is many times what it takes.
 const STACK_BYTES: usize = 256 << 10;
 
@@ -123,31 +123,4 @@ fn pin(thread: &str, cpu: Option<usize>) -> Result<(), ConfineError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_cpu_that_is_not_there_is_named() {
-        let error = pin("husk-vcpu1", Some(1023)).unwrap_err();
-        let text = error.to_string();
-        assert!(text.contains("husk-vcpu1 cannot run on CPU 1023"), "{text}");
-        assert!(pin("any", None).is_ok());
-    }
-
-    #[test]
-    fn the_newest_interface_is_the_one_that_the_host_is_judged_by() {
-        assert_eq!(NEWEST as u32, husk_protocol::control::LANDLOCK_ABI);
-    }
-
-    #[test]
-    fn landlock_says_how_much_it_enforces() {
-        // On a thread of its own, because it cannot be undone.
-        #[expect(clippy::disallowed_methods, reason = "a test's own thread")]
-        let thread = std::thread::spawn(|| {
-            let landlock = deny_files().unwrap();
-            (landlock, std::fs::File::open("/proc/self/status").is_ok())
-        });
-        let (landlock, opened) = thread.join().unwrap();
-        assert_eq!(opened, landlock == Landlock::Absent, "{landlock:?}");
-    }
-}
+mod tests;

@@ -126,11 +126,17 @@ extern "C" fn on_denied_call(number: i32, info: *mut libc::siginfo_t, _: *mut li
     line.role();
     line.text(b") made system call ");
     line.decimal(info.syscall.unsigned_abs().into());
-    if let Some(name) = husk_seccomp::call_name(info.syscall.unsigned_abs()) {
-        line.text(b" (");
-        line.text(name.as_bytes());
-        line.text(b")");
+    match husk_seccomp::call_name(info.syscall.unsigned_abs()) {
+        Some(name) => {
+            line.text(b" (");
+            line.text(name.as_bytes());
+        }
+        None => {
+            line.text(b" (which has no name here; architecture 0x");
+            line.hexadecimal(u64::from(info.arch), 8);
+        }
     }
+    line.text(b")");
     line.text(b", which its filter denies");
     line.send();
     exit_now(RuntimeExit::Seccomp as u8);
@@ -153,7 +159,7 @@ extern "C" fn on_fatal_signal(number: i32, info: *mut libc::siginfo_t, _: *mut l
     line.text(b" in a thread (role ");
     line.role();
     line.text(b") at address 0x");
-    line.hexadecimal(info.address);
+    line.hexadecimal(info.address as u64, 16);
     line.send();
     exit_now(if host { RuntimeExit::Host } else { RuntimeExit::Bug } as u8);
 }
@@ -215,9 +221,10 @@ impl Line {
         self.text(&digits[at..]);
     }
 
-    fn hexadecimal(&mut self, number: usize) {
-        for shift in (0..16).rev() {
-            self.text(&[DIGITS[(number >> (4 * shift)) & 0xf]]);
+    /// The last `digits` digits of `number`.
+    fn hexadecimal(&mut self, number: u64, digits: u32) {
+        for shift in (0..digits).rev() {
+            self.text(&[DIGITS[((number >> (4 * shift)) & 0xf) as usize]]);
         }
     }
 
@@ -248,7 +255,7 @@ mod tests {
         line.text(b"call ");
         line.decimal(231);
         line.text(b" at 0x");
-        line.hexadecimal(0x7fff_1234);
+        line.hexadecimal(0x7fff_1234, 16);
         let expected = "husk-runtime: call 231 at 0x000000007fff1234";
         assert_eq!(parse(line.finish()), FromCell::Failed { fault: Fault::Bug, message: expected.into() });
     }

@@ -1,6 +1,6 @@
 //! From tables to programs and to source text.
 //!
-//! Owns the merge (rules of the target, each once, the unconditional one swallowing its narrower kin). Every call's
+//! Owns the merge (rules of the target, each once, the wider one swallowing its narrower kin). Every call's
 //! rules keep their order, so what a table puts first is tested first. Calls without argument tests cost nothing at run
 //! time, for the kernel caches them in a bitmap.
 
@@ -36,15 +36,10 @@ pub(crate) enum Error {
 pub(crate) fn merge(groups: &[&[Rule]], target: Arch) -> Vec<Rule> {
     let mut merged: Vec<Rule> = Vec::new();
     for rule in groups.iter().copied().flatten().filter(|rule| rule.arch.covers(target)) {
-        let covered = merged
-            .iter()
-            .any(|kept| kept.call == rule.call && (kept.args.is_empty() || kept.args == rule.args));
-        if covered {
+        if merged.iter().any(|kept| kept.covers(rule)) {
             continue;
         }
-        if rule.args.is_empty() {
-            merged.retain(|kept| kept.call != rule.call);
-        }
+        merged.retain(|kept| !rule.covers(kept));
         merged.push(*rule);
     }
     merged

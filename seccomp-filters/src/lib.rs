@@ -34,6 +34,7 @@ pub struct InstallError {
 #[must_use]
 pub fn table(role: Role) -> &'static [Rule] {
     match role {
+        Role::Shell => TABLE_SHELL,
         Role::Build => TABLE_BUILD,
         Role::Control => TABLE_CONTROL,
         Role::Vcpu => TABLE_VCPU,
@@ -49,6 +50,7 @@ pub fn table(role: Role) -> &'static [Rule] {
 #[must_use]
 pub fn program(role: Role) -> &'static [sock_filter] {
     match role {
+        Role::Shell => PROGRAM_SHELL,
         Role::Build => PROGRAM_BUILD,
         Role::Control => PROGRAM_CONTROL,
         Role::Vcpu => PROGRAM_VCPU,
@@ -68,10 +70,17 @@ pub fn install(role: Role) -> Result<(), InstallError> {
     seccompiler::apply_filter(program(role)).map_err(|source| InstallError { role, source })
 }
 
-/// The name of call `number` on this target, for reports; only calls that occur in a table have one.
+/// The name of call `number` on this target, for reports; only calls that occur in a table, and some that who breaks in would
+/// make, have one.
 #[must_use]
 pub fn call_name(number: u32) -> Option<&'static str> {
     syscalls::SYSCALLS.iter().find(|call| call.number(TARGET) == Some(number)).map(|call| call.name)
+}
+
+/// The number of the call of that name on this target: what [`call_name`] knows, the other way round.
+#[must_use]
+pub fn call_number(name: &str) -> Option<u32> {
+    syscalls::SYSCALLS.iter().find(|call| call.name == name)?.number(TARGET)
 }
 
 #[cfg(test)]

@@ -6,7 +6,10 @@
 /// Which thread, in which phase, a filter is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {
-    /// The main thread while the machine is built and its threads are made; every later filter lies on top of it.
+    /// The runtime from before its first message on, until the virtual machine and its vCPUs are made; every later filter
+    /// of the runtime lies on top of it.
+    Shell,
+    /// The main thread while the machine is built and its threads are made.
     Build,
     /// The main thread once the guest runs.
     Control,
@@ -26,7 +29,8 @@ pub enum Role {
 
 impl Role {
     /// All of them, in the order of the generated tables.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
+        Self::Shell,
         Self::Build,
         Self::Control,
         Self::Vcpu,
@@ -37,14 +41,34 @@ impl Role {
         Self::VolumeWritable,
     ];
 
-    /// Those of the runtime's threads, which stack on [`Role::Build`].
-    pub const RUNTIME: [Self; 6] =
-        [Self::Build, Self::Control, Self::Vcpu, Self::Device, Self::Block, Self::BlockRing];
+    /// The roles of the runtime: the phases in their order, then its threads once the guest runs.
+    pub const RUNTIME: [Self; 7] =
+        [Self::Shell, Self::Build, Self::Control, Self::Vcpu, Self::Device, Self::Block, Self::BlockRing];
+
+    /// The roles of threads once the guest runs.
+    pub const RUNNING: [Self; 5] = [Self::Control, Self::Vcpu, Self::Device, Self::Block, Self::BlockRing];
+
+    /// The filters that a thread of this role obeys, the first one first: its own lies on those of the phases before.
+    #[must_use]
+    pub const fn stack(self) -> &'static [Self] {
+        match self {
+            Self::Shell => &[Self::Shell],
+            Self::Build => &[Self::Shell, Self::Build],
+            Self::Control => &[Self::Shell, Self::Build, Self::Control],
+            Self::Vcpu => &[Self::Shell, Self::Build, Self::Vcpu],
+            Self::Device => &[Self::Shell, Self::Build, Self::Device],
+            Self::Block => &[Self::Shell, Self::Build, Self::Block],
+            Self::BlockRing => &[Self::Shell, Self::Build, Self::BlockRing],
+            Self::Volume => &[Self::Volume],
+            Self::VolumeWritable => &[Self::VolumeWritable],
+        }
+    }
 
     /// The name that reports use.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Shell => "shell",
             Self::Build => "build",
             Self::Control => "control",
             Self::Vcpu => "vcpu",
@@ -87,6 +111,24 @@ pub struct Rule {
     pub args: &'static [Arg],
     /// Who makes this call, and for what.
     pub reason: &'static str,
+}
+
+impl Rule {
+    /// Whether all that `other` allows is allowed by this rule too.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        self.call == other.call
+            && self.args.iter().all(|arg| other.args.iter().any(|narrow| narrow.implies(arg)))
+    }
+}
+
+impl Arg {
+    /// Whether whatever passes this test passes `other` as well.
+    fn implies(&self, other: &Self) -> bool {
+        let width = |arg: &Self| if arg.width == Width::Low32 { u64::from(u32::MAX) } else { u64::MAX };
+        let (ours, theirs) = (self.mask & width(self), other.mask & width(other));
+        self.index == other.index && ours & theirs == theirs && self.value & theirs == other.value & theirs
+    }
 }
 
 /// A test of one argument.

@@ -30,7 +30,7 @@ const fn both(name: &'static str, x86_64: u32, aarch64: u32) -> Syscall {
     Syscall { name, x86_64: Some(x86_64), aarch64: Some(aarch64) }
 }
 
-/// All calls that a table may name.
+/// All calls that a table may name, and those of which a report is the more telling with their name.
 pub(crate) const SYSCALLS: &[Syscall] = &[
     both("accept4", 288, 242),
     both("brk", 12, 214),
@@ -115,4 +115,33 @@ pub(crate) const SYSCALLS: &[Syscall] = &[
     both("write", 1, 64),
     both("writev", 20, 66),
     Syscall { name: "poll", x86_64: Some(7), aarch64: None },
+    // In no table.
+    Syscall { name: "fork", x86_64: Some(57), aarch64: None },
+    Syscall { name: "open", x86_64: Some(2), aarch64: None },
+    Syscall { name: "vfork", x86_64: Some(58), aarch64: None },
+    both("bind", 49, 200),
+    both("bpf", 321, 280),
+    both("capset", 126, 91),
+    both("chroot", 161, 51),
+    both("clone3", 435, 435),
+    both("connect", 42, 203),
+    both("execve", 59, 221),
+    both("execveat", 322, 281),
+    both("keyctl", 250, 219),
+    both("kill", 62, 129),
+    both("memfd_create", 319, 279),
+    both("mount", 165, 40),
+    both("open_by_handle_at", 304, 265),
+    both("openat2", 437, 437),
+    both("perf_event_open", 298, 241),
+    both("pidfd_open", 434, 434),
+    both("pivot_root", 155, 41),
+    both("process_vm_readv", 310, 270),
+    both("process_vm_writev", 311, 271),
+    both("ptrace", 101, 117),
+    both("setns", 308, 268),
+    both("socket", 41, 198),
+    both("socketpair", 53, 199),
+    both("unshare", 272, 97),
+    both("userfaultfd", 323, 282),
 ];

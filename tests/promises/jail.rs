@@ -60,9 +60,9 @@ fn no_attempt_succeeds_behind_the_filters() {
     }
     let mut wrong = Vec::new();
     for attempt in all() {
-        // Every thread wears the building filter below its own: what that one denies, none can be allowed. What it allows is
-        // tried behind each.
-        let roles = if attempt.allowed.is_empty() { &[Role::Build][..] } else { &Role::RUNTIME[..] };
+        // Every thread wears the first phase's filter below its own: what that one denies, none can be allowed. What it allows
+        // is tried behind each.
+        let roles = if attempt.allowed.is_empty() { &[Role::Shell][..] } else { &Role::RUNTIME[..] };
         for &role in roles {
             let ending = inside(&world, attempt.name, Some(role.name()));
             let as_told =

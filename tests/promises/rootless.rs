@@ -58,7 +58,7 @@ fn uid_0_is_never_used() {
         let his = format!("{UID}\t{UID}\t{UID}\t{UID}");
         assert_eq!((&process.uids, &process.gids, process.strict.as_str()), (&his, &his, "1"), "{process:?}");
     }
-    for name in ["husk", "husk-control", "husk-fs"] {
+    for name in ["husk", "husk-control", "husk-fs-rw"] {
         assert!(seen.iter().any(|process| process.name == name), "no {name} among {seen:#?}");
     }
     assert_eq!(std::fs::metadata(shared.join("new")).unwrap().uid(), UID);

@@ -7,7 +7,7 @@ use husk_tests::processes;
 use husk_tests::ptrace::Traced;
 use husk_tests::scratch::Scratch;
 use rustix::process::{Pid, Signal, kill_process};
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -20,8 +20,9 @@ fn directory(scratch: &Scratch) -> PathBuf {
     path
 }
 
-fn server() -> u32 {
-    let servers = processes::named("husk-fs");
+/// The one server of a volume, by the name that it has if the volume is read-only (`husk-fs`) or writable (`husk-fs-rw`).
+fn server(name: &str) -> u32 {
+    let servers = processes::named(name);
     assert_eq!(servers.len(), 1, "one server, not {servers:?}");
     servers[0]
 }
@@ -67,6 +68,31 @@ fn a_writable_volume_is_written_and_seen_from_both_sides() {
 }
 
 #[test]
+fn whatever_one_does_with_files_is_served_and_by_a_read_only_server_what_reads() {
+    let scratch = Scratch::new();
+    let shared = directory(&scratch);
+    std::fs::set_permissions(&shared, std::fs::Permissions::from_mode(0o777)).unwrap();
+    let reading = "cd /data; ls; df . | tail -n 1 | grep -c /data; dd if=file bs=6 skip=1 2>/dev/null; sync file; sync -d file";
+    let script = format!(
+        "{reading}; set -e; echo one:x:1000:1000::/:/bin/sh >> /etc/passwd; mkdir d; chmod 777 d; mkfifo d/pipe; ln -s ../file d/link; readlink d/link; cat d/link; \
+         ln file d/hard; touch -d '2020-01-01 00:00:00' d/hard; truncate -s 10000 d/new; fallocate -l 65536 d/room; \
+         dd if=file of=d/synced conv=fsync 2>/dev/null; start-stop-daemon -S -c 1000:1000 -x /bin/touch -- d/his; \
+         stat -c %u:%g d/his; mv d/new d/newer; rm d/hard; ls d"
+    );
+    let volume = format!("{}:/data:rw", shared.display());
+    let outcome = Husk::run(&["--volume", &volume], &["sh", "-c", &script]).output().expect_status(0);
+    let read = "file\n1\nhe host wrote\n";
+    let expected = "../file\nwhat the host wrote\n1000:1000\nhis\nlink\nnewer\npipe\nroom\nsynced\n";
+    assert_eq!(outcome.text(), format!("{read}{expected}"), "{}", outcome.stderr);
+    assert_eq!(std::fs::metadata(shared.join("d/room")).unwrap().len(), 65536);
+    assert_eq!(std::fs::metadata(shared.join("d/his")).unwrap().uid(), 1000);
+    std::fs::remove_dir_all(shared.join("d")).unwrap();
+    let volume = format!("{}:/data", shared.display());
+    let outcome = Husk::run(&["--volume", &volume], &["sh", "-c", reading]).output().expect_status(0);
+    assert_eq!(outcome.text(), read, "{}", outcome.stderr);
+}
+
+#[test]
 fn no_link_leads_out_of_a_volume() {
     let scratch = Scratch::new();
     let shared = directory(&scratch);
@@ -91,7 +117,7 @@ fn a_server_that_dies_is_an_error_in_the_guest_and_the_sandbox_ends_as_ever() {
                   ls /data; touch /data/x; exit 7";
     let volume = format!("{}:/data:rw", shared.display());
     let husk = Husk::run(&["--volume", &volume], &["sh", "-c", script]).spawn().up();
-    let pid = Pid::from_raw(server().cast_signed()).unwrap();
+    let pid = Pid::from_raw(server("husk-fs-rw").cast_signed()).unwrap();
     kill_process(pid, Signal::KILL).unwrap();
     let outcome = husk.finish().expect_status(7);
     let errors =
@@ -106,7 +132,7 @@ fn a_server_dies_with_a_husk_that_is_killed() {
     let scratch = Scratch::new();
     let volume = format!("{}:/data", directory(&scratch).display());
     let husk = Husk::run(&["--volume", &volume], &["sh", "-c", "echo up; sleep 1000"]).spawn().up();
-    server();
+    server("husk-fs");
     husk.signal(Signal::KILL);
     husk.finish();
     let deadline = Instant::now() + Duration::from_secs(5);
@@ -123,7 +149,7 @@ fn a_server_has_its_directory_its_filter_and_no_privilege_beside_reading() {
     let shared = directory(&scratch);
     let volume = format!("{}:/data", shared.display());
     let husk = Husk::run(&["--volume", &volume], &["sh", "-c", "echo up; sleep 1000"]).spawn().up();
-    let pid = server();
+    let pid = server("husk-fs");
     let path = format!("/proc/{pid}");
     let traced = Traced::attach(pid);
     let loaded = traced.filter(0).unwrap();

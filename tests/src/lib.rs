@@ -11,6 +11,7 @@
 pub mod alive;
 pub mod attempts;
 pub mod bench;
+pub mod calls;
 pub mod cell;
 #[cfg(test)]
 mod documents;

@@ -30,8 +30,9 @@ fn main() -> ExitCode {
 }
 
 fn run(socket: OwnedFd, writable: bool, single_owner: bool) -> Result<(), Box<dyn std::error::Error>> {
-    // Executed from a descriptor, it would be called by its number. A name is for people; without it all is the same.
-    let _unnamed = rustix::thread::set_name(c"husk-fs");
+    // Executed from a descriptor, it would be called by its number. A name is for people; without it all is the same. It
+    // tells the filter, as those of the runtime's threads do.
+    let _unnamed = rustix::thread::set_name(if writable { c"husk-fs-rw" } else { c"husk-fs" });
     let volume = Volume::new("/", writable)?.with_single_owner(single_owner);
     confine::enter(DIRECTORY, writable)?;
     serve(UnixStream::from(socket), volume)?;

@@ -240,7 +240,7 @@ impl Probes {
     pub(super) fn judge(&self) -> Vec<Check> {
         const WHY: &str = "landlock denies a runtime files, ports and signals a second time; the empty root and the filters do so \
                            first";
-        const NEWER: &str = "run a newer kernel (6.12 has all of it)";
+        const NEWER: &str = "run a newer kernel (6.12 has all but paths of sockets, 7.1 those as well)";
         let newest = i64::from(LANDLOCK_ABI);
         let check = |verdict, level: Landlock, found: String| {
             Check::new("landlock", verdict, format!("{}: {found}", level.name()), WHY)

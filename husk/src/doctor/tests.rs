@@ -339,7 +339,7 @@ fn namespaces_that_are_roots_alone_stop_others() {
 #[test]
 fn landlock_is_judged_by_its_version() {
     let check = |landlock| named(Probes { landlock }.judge(), "landlock");
-    assert_eq!(check(Ok(6)).verdict, Verdict::Ok);
+    assert_eq!(check(Ok(9)).verdict, Verdict::Ok);
     let older = check(Ok(3));
     assert_eq!((older.verdict, older.found.starts_with("partial: interface 3")), (Verdict::Note, true));
     for errno in [libc::EOPNOTSUPP, libc::ENOSYS] {

@@ -80,8 +80,6 @@ impl Virtio<'_> {
         if let Some(hotplug) = self.hotplug {
             event_loop = event_loop.with_reader(hotplug.reader());
         }
-        // The first loop is the devices'.
-        let thread = format!("husk-blk{}", self.loops.len() - 1);
         let asked = drive.engine() == IoEngine::Async;
         let ring = asked.then(|| disk.add_ring());
         if let Some(Err(error)) = &ring {
@@ -90,7 +88,13 @@ impl Virtio<'_> {
                 .degraded
                 .push(format!("drive {id:?}: no io_uring ({error}); it works as with io_engine Sync"));
         }
-        let role = if matches!(ring, Some(Ok(()))) { Role::BlockRing } else { Role::Block };
+        // Its name tells its role.
+        let (role, name) = match ring {
+            Some(Ok(())) => (Role::BlockRing, "husk-ring"),
+            _ => (Role::Block, "husk-blk"),
+        };
+        // The first loop is the devices'.
+        let thread = format!("{name}{}", self.loops.len() - 1);
         self.loops.push(Loop { role, thread, event_loop });
         self.drives.ways.push((drive.id().to_owned(), disk.exchange(handle.clone())));
         self.workers.watching(handle)

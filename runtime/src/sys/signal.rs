@@ -18,6 +18,8 @@ pub struct Info {
     pub address: usize,
     /// The number of the denied system call; only for SIGSYS.
     pub syscall: i32,
+    /// The architecture whose number that is, `AUDIT_ARCH_…` of linux/audit.h; only for SIGSYS.
+    pub arch: u32,
 }
 
 /// A function that may run as a signal handler: async-signal-safe calls only.
@@ -55,16 +57,17 @@ pub fn info(signal: i32, info: *const libc::siginfo_t) -> Info {
         padding: i32,
         address: usize,
         syscall: i32,
+        arch: u32,
     }
     const { assert!(size_of::<Fields>() <= size_of::<libc::siginfo_t>()) };
     if info.is_null() {
-        return Info { signal, code: 0, address: 0, syscall: -1 };
+        return Info { signal, code: 0, address: 0, syscall: -1, arch: 0 };
     }
-    #[expect(unsafe_code, reason = "libc has no accessor for si_syscall")]
+    #[expect(unsafe_code, reason = "libc has no accessor for si_syscall and si_arch")]
     // SAFETY: not null, so it is the kernel's `siginfo_t`, which is larger than `Fields` and at least as aligned.
     let fields = unsafe { *info.cast::<Fields>() };
-    let syscall = if signal == libc::SIGSYS { fields.syscall } else { -1 };
-    Info { signal, code: fields.code, address: fields.address, syscall }
+    let (syscall, arch) = if signal == libc::SIGSYS { (fields.syscall, fields.arch) } else { (-1, 0) };
+    Info { signal, code: fields.code, address: fields.address, syscall, arch }
 }
 
 /// A thread of this process, to which signals can be sent.

@@ -6,8 +6,11 @@
 //! ```
 //!
 //! Owns the order of the steps from the first message to the process's end, and what each failure is called. Refuses
-//! requests that the state does not admit. Invariant: the guest runs only after landlock, every thread's filter and the main
-//! thread's own are in place.
+//! requests that the state does not admit. Invariants: nothing that came from outside is read before landlock and the first
+//! filter are in place, and the guest runs only after every thread's last one is.
+//!
+//! The main thread's filters follow its phases, and each only narrows: `Shell` (the start message, the virtual machine and
+//! its vCPUs), `Build` (memory, devices, kernel, threads), `Control` (the guest runs).
 
 mod change;
 mod error;
@@ -52,6 +55,11 @@ fn live(reporter: &Arc<Reporter>) -> Result<RuntimeExit, VmmError> {
     let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
     // A name is for people; without it the machine is the same.
     let _unnamed = rustix::thread::set_name(c"husk-control");
+    vcpu::install_kick().map_err(VmmError::Handlers)?;
+    let landlock = confine::deny_files()?;
+    reporter.hold(FromCell::Confined { landlock });
+    // Nothing that came from outside has been read yet.
+    confine::install(Role::Shell)?;
     let Some(received) = control::receive(reporter, false)? else { return Ok(RuntimeExit::Ended) };
     let request = Request::from(received);
     match admit(State::Waiting, &request)? {
@@ -59,10 +67,6 @@ fn live(reporter: &Arc<Reporter>) -> Result<RuntimeExit, VmmError> {
         State::Waiting | State::Ended => return Ok(RuntimeExit::Ended),
     }
     let Request::Start { spec, descriptors } = request else { return Ok(RuntimeExit::Ended) };
-    let landlock = confine::deny_files()?;
-    reporter.hold(FromCell::Confined { landlock });
-    vcpu::install_kick().map_err(VmmError::Handlers)?;
-    confine::install(Role::Build)?;
     let machine = start(*spec, descriptors, reporter)?;
     let queue = run::queue(&machine, reporter)?;
     confine::install(Role::Control)?;
@@ -86,6 +90,7 @@ fn start(spec: RawSpec, descriptors: Vec<OwnedFd>, reporter: &Arc<Reporter>) -> 
     let spec = MachineSpec::try_from(spec)?;
     let files = Resources::assign(&spec, descriptors)?;
     let shell = Shell::new(files.kvm, spec.vcpus())?;
+    confine::install(Role::Build)?;
     let mut machine = Machine::build(shell, spec, files.devices, voices(reporter))?;
     reporter.stage(Stage::Built);
     for line in machine.drives().degraded() {

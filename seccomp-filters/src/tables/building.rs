@@ -1,61 +1,29 @@
-//! What only the building phase does: set the machine up in KVM, map its memory, read kernel and initrd, make threads.
+//! What only the building phase does: map the machine's memory, make its devices, read kernel and initrd, make threads.
 //!
-//! Refuses by absence what no phase of the runtime does: opening any path, sockets, executing, new processes,
-//! namespaces, executable memory, ptrace, bpf, keys. Only here a ring is made and restricted: afterwards nobody makes another,
-//! or changes what one may do.
+//! Refuses by absence what the shell was there for: another virtual machine or vCPU, another interrupt controller, another
+//! CPUID. Only here a ring is made and restricted: afterwards nobody makes another, or changes what one may do.
 
-use crate::rule::{Arch, Arg, Rule};
-use crate::tables::form::{any, is, is_long, only, when, within, within_int, within_with};
+use crate::rule::Rule;
+use crate::tables::form::{any, arm, is, is_long, kvm, when, within, within_int, within_with, x86};
 use crate::values::*;
-
-/// `ioctl` on a KVM descriptor.
-const fn kvm(request: &'static [Arg], reason: &'static str) -> Rule {
-    when("ioctl", request, reason)
-}
-
-const fn x86(request: &'static [Arg], reason: &'static str) -> Rule {
-    only(Arch::X86_64, kvm(request, reason))
-}
-
-const fn arm(request: &'static [Arg], reason: &'static str) -> Rule {
-    only(Arch::Aarch64, kvm(request, reason))
-}
 
 /// See the module.
 pub(crate) const RULES: &[Rule] = &[
-    kvm(&[is(1, KVM_GET_API_VERSION)], "is this KVM"),
     kvm(&[is(1, KVM_CHECK_EXTENSION)], "can it do what the machine needs"),
-    kvm(&[is(1, KVM_GET_VCPU_MMAP_SIZE)], "how much of a vCPU is shared with it"),
-    kvm(&[is(1, KVM_CREATE_VM)], "the machine"),
-    kvm(&[is(1, KVM_CREATE_VCPU)], "the vCPUs of the machine"),
     kvm(&[is(1, KVM_SET_USER_MEMORY_REGION)], "its memory"),
     kvm(&[is(1, KVM_IRQFD)], "the serial port raises its line"),
     kvm(&[is(1, KVM_IOEVENTFD)], "a queue's notification wakes the device thread, not the vCPU thread"),
-    x86(&[is(1, KVM_GET_SUPPORTED_CPUID)], "the CPU that the guest sees starts from this one"),
-    x86(&[is(1, KVM_SET_CPUID2)], "the CPU that the guest sees"),
-    x86(&[is(1, KVM_SET_TSS_ADDR)], "three pages that Intel hosts need for real mode"),
-    x86(&[is(1, KVM_CREATE_IRQCHIP)], "interrupt controllers in the kernel"),
     x86(&[is(1, KVM_SET_REGS)], "the entry point"),
     x86(&[is(1, KVM_GET_SREGS)], "segments at reset, changed for the entry protocol"),
     x86(&[is(1, KVM_SET_SREGS)], "segments and control registers of the entry protocol"),
-    x86(&[is(1, KVM_SET_MSRS)], "registers that the boot protocol expects"),
     x86(&[is(1, KVM_GET_MSRS)], "the guest's time stamp counter, for the stage times"),
     x86(&[is(1, KVM_GET_TSC_KHZ)], "the rate of that counter"),
-    arm(&[is(1, KVM_CREATE_DEVICE)], "the interrupt controller"),
-    arm(&[is(1, KVM_SET_DEVICE_ATTR)], "its addresses and lines"),
-    arm(&[is(1, KVM_ARM_PREFERRED_TARGET)], "which vCPU this host makes"),
-    arm(&[is(1, KVM_ARM_VCPU_INIT)], "makes a vCPU of that kind"),
     arm(&[is(1, KVM_GET_ONE_REG)], "vCPU registers, the CPU's identity for the device tree"),
     arm(&[is(1, KVM_SET_ONE_REG)], "the entry point"),
     when(
         "mmap",
         &[within(2, PROT_READ_WRITE), within_with(3, MAP_WHILE_BUILDING, MAP_ANONYMOUS)],
         "guest memory, threads' stacks; no file, never executable",
-    ),
-    when(
-        "mmap",
-        &[within(1, SHARED_PAGES), within(2, PROT_READ_WRITE), is_long(3, MAP_SHARED)],
-        "the vCPUs' shared pages; too small for a file of any worth",
     ),
     when(
         "mmap",
@@ -85,6 +53,11 @@ pub(crate) const RULES: &[Rule] = &[
     when("madvise", &[is(2, MADV_NOHUGEPAGE)], "but not low memory, of which a boot uses some KiB"),
     when("madvise", &[is(2, MADV_POPULATE_WRITE)], "pre-fault of guest memory"),
     when("clone", &[is_long(0, CLONE_OF_A_THREAD)], "threads, and nothing but threads"),
+    any(
+        "sigaltstack",
+        "Rust's library gives a thread a signal stack, and takes it from one that could not be confined",
+    ),
+    any("exit", "such a thread ends"),
     any("sched_setaffinity", "each vCPU thread on the CPU that it is given"),
     when("prctl", &[is(0, PR_SET_NAME)], "threads' names"),
     when("prctl", &[is(0, PR_SET_NO_NEW_PRIVS), is_long(1, 1)], "before a filter; it cannot be taken back"),
@@ -93,21 +66,12 @@ pub(crate) const RULES: &[Rule] = &[
         &[is(0, SECCOMP_SET_MODE_FILTER), is(1, 0)],
         "each thread narrows itself to its role; filters only add up",
     ),
-    any("rt_sigaction", "the handler that a vCPU's kick runs; gone from the running phase"),
     when("eventfd2", &[within_int(1, CLOEXEC_NONBLOCK)], "interrupts, notifications, the threads' ends"),
     when("epoll_create1", &[within_int(0, CLOEXEC_NONBLOCK)], "an event loop"),
     when("timerfd_create", &[within_int(1, CLOEXEC_NONBLOCK)], "connections' deadlines, rate limiters"),
     any("pread64", "kernel and initrd are read, the latter straight into guest memory"),
-    any("statx", "the same, as Rust's library asks"),
     when("fcntl", &[is(1, F_DUPFD_CLOEXEC)], "a descriptor for a second owner"),
     when("fcntl", &[is(1, F_SETFD), is(2, FD_CLOEXEC)], "the C library does so after F_DUPFD_CLOEXEC"),
-    when(
-        "getsockopt",
-        &[is(1, SOL_SOCKET), is(2, SO_DOMAIN)],
-        "whether a socket that came along is of its role's kind",
-    ),
-    when("getsockopt", &[is(1, SOL_SOCKET), is(2, SO_TYPE)], "the same: a stream"),
-    when("getsockopt", &[is(1, SOL_SOCKET), is(2, SO_ACCEPTCONN)], "the same: listening or connected"),
     when("ioctl", &[is(1, FIONBIO)], "sockets that came along do not block"),
     any("gettid", "the thread that a kick goes to"),
 ];

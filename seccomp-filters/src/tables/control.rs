@@ -9,11 +9,8 @@ use crate::values::{KVM_IRQ_LINE, VCPU_KICK_SIGNAL};
 /// See the module.
 pub(crate) const RULES: &[Rule] = &[
     any("epoll_pwait", "waits for husk and for the vCPUs"),
-    any("epoll_ctl", "takes the control socket out of the wait once it has ended"),
     any("read", "eventfds: the ends of vCPUs, the guest's reset"),
     any("recvmsg", "a message of husk, with its descriptors"),
-    any("sendmsg", "a message to husk"),
     when("tkill", &[is(1, VCPU_KICK_SIGNAL)], "takes a vCPU thread out of the guest; no other signal"),
     when("ioctl", &[is(1, KVM_IRQ_LINE)], "tells the guest that another amount of memory is asked for"),
-    any("getrandom", "the seed of a hash map's keys, once a thread"),
 ];

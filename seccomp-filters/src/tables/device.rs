@@ -18,6 +18,7 @@ pub(crate) const RULES: &[Rule] = &[
     any("read", "eventfds and timers; a connection"),
     any("ppoll", "whether the console's descriptor takes bytes now; it does not wait for its reader"),
     any("readv", "from a connection or a tap into guest memory"),
+    any("writev", "a guest's frame into a tap"),
     when(
         "recvfrom",
         &[within_int(3, MSG_FLAGS_RECEIVE), is_long(4, 0)],

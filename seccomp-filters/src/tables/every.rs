@@ -1,4 +1,5 @@
-//! What every thread does once the guest runs: allocate, wait, end, and report that it cannot go on.
+//! What every thread does once the guest runs: allocate, wait, and report that it cannot go on. None of them ends before the
+//! process does.
 //!
 //! Refuses by absence: opening, executing, making threads or processes, signal handlers, executable memory.
 
@@ -35,11 +36,9 @@ pub(crate) const RULES: &[Rule] = &[
     any("munmap", "the allocator gives pages back; a thread's stack is freed"),
     any("close", "a descriptor goes out of scope"),
     when("fcntl", &[is(1, F_GETFD)], "debug builds check that a descriptor is open before they close it"),
-    any("rt_sigprocmask", "the C library blocks signals around the end of a thread and around abort"),
+    any("rt_sigprocmask", "the C library blocks signals around abort"),
     any("rt_sigreturn", "return from a handler"),
-    any("sigaltstack", "Rust's runtime takes a thread's signal stack down at its end"),
     any("write", "eventfds; the console; the last words of a bug"),
-    any("writev", "Rust's panic message on standard error; a guest's frame into a tap"),
     when(
         "sendto",
         &[within_int(3, MSG_FLAGS_SEND), is_long(4, 0)],
@@ -47,6 +46,5 @@ pub(crate) const RULES: &[Rule] = &[
     ),
     when("tkill", &[is(1, SIGABRT)], "abort: the C library signals the calling thread"),
     any("restart_syscall", "the kernel goes on with a wait of limited time after the process was stopped"),
-    any("exit", "a thread ends"),
     any("exit_group", "the process ends, and with it the machine"),
 ];

@@ -41,3 +41,18 @@ pub(crate) const fn within_int(index: u8, allowed: u32) -> Arg {
 pub(crate) const fn within_with(index: u8, allowed: u64, needed: u64) -> Arg {
     Arg { index, width: Width::Full64, mask: !allowed | needed, value: needed }
 }
+
+/// `ioctl` on a KVM descriptor.
+pub(crate) const fn kvm(request: &'static [Arg], reason: &'static str) -> Rule {
+    when("ioctl", request, reason)
+}
+
+/// The same, on x86_64 only.
+pub(crate) const fn x86(request: &'static [Arg], reason: &'static str) -> Rule {
+    only(Arch::X86_64, kvm(request, reason))
+}
+
+/// The same, on aarch64 only.
+pub(crate) const fn arm(request: &'static [Arg], reason: &'static str) -> Rule {
+    only(Arch::Aarch64, kvm(request, reason))
+}

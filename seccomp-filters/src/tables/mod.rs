@@ -1,8 +1,8 @@
 //! The tables: which groups of rules make up a role.
 //!
 //! Read by the build script, which keeps the rules of the target and drops doubles. Filters stack (a thread obeys its
-//! role's and the building one's), so [`Role::Build`] is made of all the runtime's others and what only building needs: that
-//! it allows whatever they allow holds by construction. A volume's server is a process of its own.
+//! role's, the building one and the shell's), so each phase is made of all that comes after it and of what it alone needs:
+//! that it allows whatever later ones allow holds by construction. A volume's server is a process of its own.
 
 mod block;
 mod building;
@@ -10,6 +10,7 @@ mod control;
 mod device;
 mod every;
 mod form;
+mod shell;
 mod vcpu;
 mod volume;
 
@@ -33,6 +34,16 @@ pub(crate) const fn groups(role: Role) -> &'static [&'static [Rule]] {
             control::RULES,
             every::RULES,
             building::RULES,
+        ],
+        Role::Shell => &[
+            vcpu::RULES,
+            device::RULES,
+            block::RING,
+            block::RULES,
+            control::RULES,
+            every::RULES,
+            building::RULES,
+            shell::RULES,
         ],
     }
 }

@@ -9,12 +9,12 @@ use crate::values::F_SETFL;
 
 /// What serving a read-only volume takes.
 pub(crate) const RULES: &[Rule] = &[
-    any("read", "the next message"),
     when(
         "recvfrom",
         &[is(3, 0), is_long(4, 0)],
         "the next message, as Rust's library asks; nobody asks who sent it",
     ),
+    any("writev", "the answer: its header and its content"),
     any("openat", "a name is looked up, a file or directory opened"),
     any("statx", "attributes of what was looked up"),
     any("newfstatat", "the same, by the C library"),
@@ -31,6 +31,7 @@ pub(crate) const RULES: &[Rule] = &[
     any("fdatasync", "the same, without the attributes"),
     any("umask", "modes are the guest's to mask; set when the root is opened"),
     any("getrandom", "the seed of a hash map's keys"),
+    any("sigaltstack", "Rust's library takes the main thread's signal stack down at the end"),
 ];
 
 /// What changes come on top.

@@ -4,13 +4,37 @@ use crate::syscalls::SYSCALLS;
 use crate::{TARGET, values::*};
 use kvm_bindings as kvm;
 
+/// The list, and each of it compared when the target's tests are compiled: what no machine here can run is checked as well.
 macro_rules! same_numbers {
-    ($($name:ident => $constant:ident),* $(,)?) => {
-        &[$((stringify!($name), libc::$constant)),*]
+    ($list:ident: $($name:ident => $constant:ident),* $(,)?) => {
+        const $list: &[(&str, libc::c_long)] = &[$((stringify!($name), libc::$constant)),*];
+        $(const _: () = assert!(agrees(stringify!($name), libc::$constant), stringify!($name));)*
     };
 }
 
-const OF_THE_C_LIBRARY: &[(&str, libc::c_long)] = same_numbers! {
+/// Whether our table has this number for the call, on the target.
+const fn agrees(name: &str, number: libc::c_long) -> bool {
+    let mut at = 0;
+    while at < SYSCALLS.len() {
+        let call = &SYSCALLS[at];
+        if same(call.name.as_bytes(), name.as_bytes()) {
+            return matches!(call.number(TARGET), Some(ours) if ours as libc::c_long == number);
+        }
+        at += 1;
+    }
+    false
+}
+
+const fn same(a: &[u8], b: &[u8]) -> bool {
+    let mut at = 0;
+    while at < a.len() && at < b.len() && a[at] == b[at] {
+        at += 1;
+    }
+    at == a.len() && at == b.len()
+}
+
+same_numbers! {
+    OF_THE_C_LIBRARY:
     accept4 => SYS_accept4, brk => SYS_brk, clock_gettime => SYS_clock_gettime, clone => SYS_clone,
     close => SYS_close, epoll_create1 => SYS_epoll_create1, epoll_ctl => SYS_epoll_ctl,
     epoll_pwait => SYS_epoll_pwait, eventfd2 => SYS_eventfd2, exit => SYS_exit, exit_group => SYS_exit_group,
@@ -34,10 +58,20 @@ const OF_THE_C_LIBRARY: &[(&str, libc::c_long)] = same_numbers! {
     setresuid => SYS_setresuid, symlinkat => SYS_symlinkat, umask => SYS_umask, unlinkat => SYS_unlinkat,
     utimensat => SYS_utimensat, io_uring_setup => SYS_io_uring_setup, io_uring_enter => SYS_io_uring_enter,
     io_uring_register => SYS_io_uring_register,
-};
+    bind => SYS_bind, bpf => SYS_bpf, capset => SYS_capset, chroot => SYS_chroot, clone3 => SYS_clone3, connect =>
+    SYS_connect, execve => SYS_execve, execveat => SYS_execveat, keyctl => SYS_keyctl, kill => SYS_kill, memfd_create
+    => SYS_memfd_create, mount => SYS_mount, open_by_handle_at => SYS_open_by_handle_at, openat2 => SYS_openat2,
+    perf_event_open => SYS_perf_event_open, pidfd_open => SYS_pidfd_open, pivot_root => SYS_pivot_root,
+    process_vm_readv => SYS_process_vm_readv, process_vm_writev => SYS_process_vm_writev, ptrace => SYS_ptrace, setns
+    => SYS_setns, socket => SYS_socket, socketpair => SYS_socketpair, unshare => SYS_unshare, userfaultfd =>
+    SYS_userfaultfd,
+}
 
 #[cfg(target_arch = "x86_64")]
-const OF_THE_TARGET_ALONE: &[(&str, libc::c_long)] = same_numbers! { poll => SYS_poll };
+same_numbers! {
+    OF_THE_TARGET_ALONE:
+    poll => SYS_poll, fork => SYS_fork, open => SYS_open, vfork => SYS_vfork,
+}
 #[cfg(target_arch = "aarch64")]
 const OF_THE_TARGET_ALONE: &[(&str, libc::c_long)] = &[];
 
@@ -67,9 +101,13 @@ const WRITE: u32 = 1;
 const READ: u32 = 2;
 const BOTH: u32 = 3;
 
+/// Compared when compiled, and when run.
 macro_rules! same_requests {
     ($($name:ident = $direction:ident $number:literal $type:ty;)*) => {
-        $(assert_eq!($name, request($direction, $number, size_of::<$type>()), stringify!($name));)*
+        $(
+            const _: () = assert!($name == request($direction, $number, size_of::<$type>()), stringify!($name));
+            assert_eq!($name, request($direction, $number, size_of::<$type>()), stringify!($name));
+        )*
     };
 }
 

@@ -126,7 +126,7 @@ impl Attempt {
     }
 
     const fn while_building(self) -> Self {
-        self.allowed_to(&[Role::Build])
+        self.allowed_to(&[Role::Shell, Role::Build])
     }
 
     const fn allowed_to(self, allowed: &'static [Role]) -> Self {

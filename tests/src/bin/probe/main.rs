@@ -3,9 +3,9 @@
 //! `husk-probe --control-fd N --attempt NAME [--role ROLE]`
 //!
 //! On the control descriptor it is handed what a runtime is (`husk_tests::handed`). With a role it puts on itself what the
-//! runtime does, by the same code: landlock, then the `Build` filter, then that role's. If a filter is handed over, it puts that on
-//! instead. The answer is one line on the control descriptor: `reached`, or `denied` and the error. A call that a filter traps
-//! ends the process by SIGSYS. The attempt `nothing` always succeeds: whoever hears of it knows that the rest was tried at all.
+//! runtime does, by the same code: landlock, then the filters of the phases, then that role's. If a filter is handed over, it puts
+//! that on instead. The answer is one line on the control descriptor: `reached`, or `denied` and the error. A call that a filter
+//! traps ends the process by SIGSYS. The attempt `nothing` always succeeds: whoever hears of it knows that the rest was tried at all.
 //! `husk-probe -c …` ends well: it is the program that attempts to execute one execute.
 
 use husk_seccomp::{Role, sock_filter};
@@ -50,7 +50,8 @@ fn role(name: &str) -> Result<Role, String> {
 fn main() -> ExitCode {
     let outcome = options().and_then(|options| options.map_or(Ok(()), |options| answer(&options)));
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        // Not by the end of main, which makes a call that running threads are not allowed.
+        Ok(()) => husk_runtime::sys::exit_now(0),
         Err(error) => {
             eprintln!("husk-probe: {error}");
             ExitCode::from(2)
@@ -75,9 +76,8 @@ fn answer(options: &Options) -> Result<(), String> {
 fn confine(role: Option<Role>, foreign: Option<OwnedFd>) -> Result<(), String> {
     if let Some(role) = role {
         husk_runtime::confine::deny_files().map_err(|error| error.to_string())?;
-        let roles = [Some(Role::Build), Some(role).filter(|role| *role != Role::Build)];
-        for role in roles.into_iter().flatten() {
-            husk_seccomp::install(role).map_err(|error| error.to_string())?;
+        for role in role.stack() {
+            husk_seccomp::install(*role).map_err(|error| error.to_string())?;
         }
     }
     let Some(foreign) = foreign else { return Ok(()) };

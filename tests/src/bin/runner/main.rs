@@ -4,16 +4,19 @@
 //!
 //! With `--claims DIR` several runners share the work: a test is run by the one that makes the file of its name there.
 //! `--first FILE` names the tests that take minutes, a line each: begun first, so that the runners end at about one time.
+//! With `--calls FILE` the system calls of sandboxes' threads are recorded there, for `husk-rules`.
 //! `--only FILE` and `--without FILE` name the tests that are, or are not, this machine's.
 //!
 //! A test that prints `HUSK-SKIP reason` and ends well is skipped; it must stand on the list of skips (a line each:
 //! name, tab, reason), else it has failed. `HUSK_TESTS_NO_SKIPS=1`, set where the machine can run everything, makes
 //! each skip a failure. A test past its deadline (1200 s; `--deadline`, or `HUSK_TESTS_DEADLINE`) is killed with all that it started, and has failed.
 
+mod calls;
 mod journal;
 mod list;
 mod one;
 
+use calls::Calls;
 use journal::Journal;
 use list::Skips;
 use one::Verdict;
@@ -27,6 +30,7 @@ struct Options {
     summary: Option<PathBuf>,
     journal: Option<PathBuf>,
     claims: Option<PathBuf>,
+    calls: Option<PathBuf>,
     first: Option<PathBuf>,
     only: Option<PathBuf>,
     without: Option<PathBuf>,
@@ -42,6 +46,7 @@ fn options() -> Result<Options, String> {
         summary: None,
         journal: None,
         claims: None,
+        calls: None,
         first: None,
         only: None,
         without: None,
@@ -57,6 +62,7 @@ fn options() -> Result<Options, String> {
             "--summary" => options.summary = Some(value()?.into()),
             "--journal" => options.journal = Some(value()?.into()),
             "--claims" => options.claims = Some(value()?.into()),
+            "--calls" => options.calls = Some(value()?.into()),
             "--first" => options.first = Some(value()?.into()),
             "--only" => options.only = Some(value()?.into()),
             "--without" => options.without = Some(value()?.into()),
@@ -124,6 +130,7 @@ fn main() -> ExitCode {
 fn run(options: &Options) -> Result<bool, String> {
     let skips = Skips::read(options.skips.as_deref())?;
     let mut journal = Journal::open(options.journal.as_deref())?;
+    let mut calls = Calls::record(options.calls.as_deref())?;
     let (mut passed, mut failed, mut skipped) = (0, Vec::new(), 0);
     for (executable, name) in options.tests()? {
         // Two executables may have tests of one name.
@@ -138,6 +145,7 @@ fn run(options: &Options) -> Result<bool, String> {
             skips.judge(&name, one::run(executable, &name, options.deadline))
         });
         journal.end(&key, &verdict);
+        calls.note()?;
         let took = started.elapsed().as_secs_f64();
         match &verdict {
             Verdict::Passed => {
