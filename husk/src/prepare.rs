@@ -9,6 +9,7 @@ use crate::config::{self, ConfigError};
 use crate::doctor::{self, Refusal};
 use crate::host::{self, HostError};
 use crate::image::{Access, Image, ImageError};
+use crate::limits::{self, Limits, OrderError};
 use crate::memfile::{self, MemoryFileError};
 use crate::options::Options;
 use crate::pack::{PackError, Packer, usual_cache};
@@ -68,6 +69,9 @@ pub(crate) enum PrepareError {
     /// The vsock socket.
     #[error(transparent)]
     Vsock(#[from] VsockError),
+    /// A limit of the cgroup.
+    #[error(transparent)]
+    Limit(#[from] OrderError),
     /// No descriptors.
     #[error("no pipe, socket or random number can be had: {0}")]
     Descriptors(std::io::Error),
@@ -81,6 +85,7 @@ impl PrepareError {
             Self::Plan(_) | Self::Config(_) | Self::Vsock(_) | Self::Volume(_) => Fault::Operator,
             Self::Host(error) => error.fault(),
             Self::Tap(error) => error.fault(),
+            Self::Limit(error) => error.fault(),
             Self::Image(error) => error.fault(),
             Self::Pack(error) => error.fault(),
             Self::Unsafe(_) | Self::Asset(_) | Self::Memory(_) | Self::Passt(_) | Self::Descriptors(_) => {
@@ -118,6 +123,10 @@ pub(crate) struct Prepared {
     pub(crate) vsock: Option<PathBuf>,
     pub(crate) told: Told,
     pub(crate) names: FileNames,
+    /// What the cgroup is to hold the sandbox to, beside the usual.
+    pub(crate) limits: Limits,
+    /// The drives' devices.
+    pub(crate) devices: limits::Places,
 }
 
 /// What the guest is told of its devices.
@@ -165,6 +174,7 @@ pub(crate) fn prepare(options: &Options, manner: Manner<'_>) -> Result<Prepared,
 fn open_all(options: &Options, manner: Manner<'_>) -> Result<Prepared, PrepareError> {
     let base = options.config.as_deref().map(config::read).transpose()?.unwrap_or_default();
     let spec = plan::machine(options, &base)?;
+    let limits = limits::asked(options, &base)?;
     let mut files = Files::default();
     files.add(open_kvm(options)?);
     check_host(&spec)?;
@@ -210,6 +220,9 @@ fn open_all(options: &Options, manner: Manner<'_>) -> Result<Prepared, PrepareEr
     };
     let told = Told { mounts: plan::mounts(options, &spec), network };
     let spec = plan::with_files(spec, options, &places);
+    let devices = limits::places(&spec, &files.0);
+    let limits = limits::resolve(&limits, &devices).map_err(OrderError::from)?;
+    limits.check_pins(pinned(&spec)).map_err(OrderError::Option)?;
     Ok(Prepared {
         spec,
         files: files.0,
@@ -224,6 +237,8 @@ fn open_all(options: &Options, manner: Manner<'_>) -> Result<Prepared, PrepareEr
         vsock,
         told,
         names: FileNames::of(options, &base),
+        limits,
+        devices,
     })
 }
 
@@ -270,7 +285,12 @@ fn check_host(spec: &RawSpec) -> Result<(), HostError> {
     if spec.machine_config.huge_pages == HugePages::TwoMiB {
         host::check_huge_pages(memory)?;
     }
-    host::check_cpus(spec.placement.as_ref().map_or(&[], |placement| &placement.pin))
+    host::check_cpus(pinned(spec))
+}
+
+/// The host CPU of each vCPU, or nothing.
+fn pinned(spec: &RawSpec) -> &[u32] {
+    spec.placement.as_ref().map_or(&[], |placement| &placement.pin)
 }
 
 fn path_of(file: &FileRef) -> Option<&Path> {

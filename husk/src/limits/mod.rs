@@ -1,0 +1,441 @@
+//! What the sandbox's cgroup holds it to, as it is asked for: named by the files of cgroup v2, whichever version the host has.
+//!
+//! Pure. Owns the names, the bounds of their values, and the rule that an option stands over the configuration. Refuses values
+//! by name, value and what is allowed. Invariant: a [`Limits`] has each name once, `io.max` once a device.
+
+mod device;
+mod files;
+mod live;
+mod order;
+
+pub use device::Device;
+pub(crate) use device::{DeviceError, Places, device_of, device_of_path, resolve};
+pub(crate) use files::{File, Target, Version, files, legacy_name};
+pub(crate) use live::Live;
+pub(crate) use order::{OrderError, Ordered, asked, order, places};
+
+use crate::units;
+use husk_protocol::spec::RawLimits;
+use std::fmt;
+use std::path::PathBuf;
+
+/// Bounds of `cpu.weight` and `io.weight`.
+const WEIGHTS: std::ops::RangeInclusive<u64> = 1..=10_000;
+/// The kernel's bounds of a period of `cpu.max`, in microseconds.
+const PERIODS_US: std::ops::RangeInclusive<u64> = 1_000..=1_000_000;
+/// Where nothing else is said.
+const PERIOD_US: u64 = 100_000;
+/// Least quota in a period that the kernel takes, in microseconds.
+const LEAST_QUOTA_US: u64 = 1_000;
+/// Most CPUs that Linux knows of.
+const MOST_CPUS: u64 = 8_192;
+/// The kernel's bound of process ids.
+const MOST_PIDS: u64 = 1 << 22;
+/// Least `memory.max` and `memory.high` in bytes: jailer and runtime do not start in less.
+const LEAST_MEMORY: u64 = 16 << 20;
+/// Most bytes of a limit: a PiB.
+const MOST_BYTES: u64 = 1 << 50;
+/// What a rate of `io.max` may be.
+const RATES: [&str; 4] = ["rbps", "wbps", "riops", "wiops"];
+
+/// Which limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LimitName {
+    /// `cpu.max`.
+    CpuMax,
+    /// `cpu.weight`.
+    CpuWeight,
+    /// `cpuset.cpus`.
+    Cpus,
+    /// `cpuset.mems`.
+    Mems,
+    /// `memory.max`.
+    MemoryMax,
+    /// `memory.high`.
+    MemoryHigh,
+    /// `memory.low`.
+    MemoryLow,
+    /// `memory.min`.
+    MemoryMin,
+    /// `memory.swap.max`.
+    SwapMax,
+    /// `pids.max`.
+    PidsMax,
+    /// `io.max`.
+    IoMax,
+    /// `io.weight`.
+    IoWeight,
+    /// `hugetlb.2MB.max`.
+    HugetlbMax,
+}
+
+impl LimitName {
+    const ALL: [Self; 13] = [
+        Self::CpuMax,
+        Self::CpuWeight,
+        Self::Cpus,
+        Self::Mems,
+        Self::MemoryMax,
+        Self::MemoryHigh,
+        Self::MemoryLow,
+        Self::MemoryMin,
+        Self::SwapMax,
+        Self::PidsMax,
+        Self::IoMax,
+        Self::IoWeight,
+        Self::HugetlbMax,
+    ];
+
+    /// The file of cgroup v2.
+    pub(crate) fn file(self) -> &'static str {
+        match self {
+            Self::CpuMax => "cpu.max",
+            Self::CpuWeight => "cpu.weight",
+            Self::Cpus => "cpuset.cpus",
+            Self::Mems => "cpuset.mems",
+            Self::MemoryMax => "memory.max",
+            Self::MemoryHigh => "memory.high",
+            Self::MemoryLow => "memory.low",
+            Self::MemoryMin => "memory.min",
+            Self::SwapMax => "memory.swap.max",
+            Self::PidsMax => "pids.max",
+            Self::IoMax => "io.max",
+            Self::IoWeight => "io.weight",
+            Self::HugetlbMax => "hugetlb.2MB.max",
+        }
+    }
+
+    /// What a value may be.
+    fn allowed(self) -> &'static str {
+        match self {
+            Self::CpuMax => {
+                "a share of a CPU as 50%, CPUs as 1.5 (up to 8192) or max, with /PERIOD of 1ms to 1s (default 100ms) of which it is \
+                 at least 1ms"
+            }
+            Self::CpuWeight | Self::IoWeight => "a whole number from 1 to 10000",
+            Self::Cpus | Self::Mems => "numbers and ranges, as in 0,2-3",
+            Self::MemoryMax | Self::MemoryHigh => "a size of 16M to 1048576G, with a unit, or max",
+            Self::MemoryLow | Self::MemoryMin | Self::SwapMax | Self::HugetlbMax => {
+                "0, a size of up to 1048576G, with a unit, or max"
+            }
+            Self::PidsMax => "a whole number from 1 to 4194304, or max",
+            Self::IoMax => {
+                "DRIVE:RATE,… with a drive's id or an absolute path, and rates of rbps=10M, wbps=10M, riops=500, wiops=500 or max"
+            }
+        }
+    }
+}
+
+impl fmt::Display for LimitName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.file())
+    }
+}
+
+/// What it is limited to. Where a number may be absent, that is no limit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LimitValue {
+    /// Microseconds of processor time in a period of so many.
+    Cpu {
+        /// Time in it.
+        quota_us: Option<u64>,
+        /// The period.
+        period_us: u64,
+    },
+    /// A number, of bytes where it is memory.
+    Number(Option<u64>),
+    /// CPUs or nodes, as the kernel takes them.
+    List(String),
+    /// Rates of a device, in the order of [`RATES`]; one that is absent stays as it is.
+    Io {
+        /// Of what.
+        of: IoDevice,
+        /// How much.
+        rates: [Option<Option<u64>>; 4],
+    },
+}
+
+/// A device whose rates are limited.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum IoDevice {
+    /// The one that a drive of the sandbox is on.
+    Drive(String),
+    /// The one that a file is on, or is.
+    Path(PathBuf),
+    /// Itself.
+    Device(Device),
+}
+
+/// One limit, as `--limit` takes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limit {
+    /// Which.
+    pub name: LimitName,
+    /// How much.
+    pub value: LimitValue,
+}
+
+/// Words that are no limit.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LimitError {
+    /// Not `NAME=VALUE`.
+    #[error("{0:?} is not NAME=VALUE, as in cpu.max=50%")]
+    Form(String),
+    /// Not a name.
+    #[error("{0:?} is no limit; {known} are", known = names())]
+    Name(String),
+    /// Not a value.
+    #[error("{name} {value:?} is not allowed; {} is", name.allowed())]
+    Value {
+        /// Of which.
+        name: LimitName,
+        /// As given.
+        value: String,
+    },
+    /// Given twice.
+    #[error("{0} is given twice")]
+    Twice(String),
+    /// A vCPU has its place elsewhere.
+    #[error("cpuset.cpus {cpus:?} is not allowed; a list with CPU {pinned}, to which a vCPU is pinned, is")]
+    Pinned {
+        /// As given.
+        cpus: String,
+        /// The vCPU's.
+        pinned: u32,
+    },
+}
+
+fn names() -> String {
+    LimitName::ALL.map(LimitName::file).join(", ")
+}
+
+impl std::str::FromStr for Limit {
+    type Err = LimitError;
+
+    fn from_str(text: &str) -> Result<Self, LimitError> {
+        let (name, value) = text.split_once('=').ok_or_else(|| LimitError::Form(crate::text::line(text)))?;
+        Self::parse(name, value)
+    }
+}
+
+impl Limit {
+    /// The limit `name` with `text` as its value.
+    pub(crate) fn parse(name: &str, text: &str) -> Result<Self, LimitError> {
+        let found = LimitName::ALL.into_iter().find(|one| one.file() == name);
+        let name = found.ok_or_else(|| LimitError::Name(crate::text::line(name)))?;
+        let value =
+            value(name, text).ok_or_else(|| LimitError::Value { name, value: crate::text::line(text) })?;
+        Ok(Self { name, value })
+    }
+
+    /// Whether both cannot stand side by side.
+    fn is_same(&self, other: &Self) -> bool {
+        let device = |limit: &Self| match &limit.value {
+            LimitValue::Io { of, .. } => Some(of.clone()),
+            _ => None,
+        };
+        self.name == other.name && device(self) == device(other)
+    }
+}
+
+/// As it reads on a command line.
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}=", self.name)?;
+        let number = |number: Option<u64>| number.map_or_else(|| "max".to_owned(), |n| n.to_string());
+        match &self.value {
+            LimitValue::Cpu { quota_us, period_us } => write!(f, "{} {period_us}", number(*quota_us)),
+            LimitValue::Number(value) => f.write_str(&number(*value)),
+            LimitValue::List(list) => f.write_str(list),
+            LimitValue::Io { of, rates } => {
+                match of {
+                    IoDevice::Drive(id) => f.write_str(id)?,
+                    IoDevice::Path(path) => write!(f, "{}", path.display())?,
+                    IoDevice::Device(device) => write!(f, "{device}")?,
+                }
+                let set = RATES.iter().zip(rates).filter_map(|(name, rate)| Some((name, (*rate)?)));
+                for (index, (name, rate)) in set.enumerate() {
+                    write!(f, "{}{name}={}", if index == 0 { ":" } else { "," }, number(rate))?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+fn value(name: LimitName, text: &str) -> Option<LimitValue> {
+    let number = |least: u64, parsed: Option<u64>, most: u64| {
+        parsed.filter(|number| (least..=most).contains(number)).map(|number| LimitValue::Number(Some(number)))
+    };
+    match name {
+        LimitName::CpuMax => cpu_max(text),
+        LimitName::CpuWeight | LimitName::IoWeight => {
+            number(*WEIGHTS.start(), units::count(text).ok(), *WEIGHTS.end())
+        }
+        LimitName::Cpus | LimitName::Mems => {
+            units::cpu_list(text).ok().map(|_| LimitValue::List(text.to_owned()))
+        }
+        LimitName::IoMax => io_max(text),
+        _ if text == "max" => Some(LimitValue::Number(None)),
+        LimitName::PidsMax => number(1, units::count(text).ok(), MOST_PIDS),
+        LimitName::MemoryMax | LimitName::MemoryHigh => number(LEAST_MEMORY, bytes(text), MOST_BYTES),
+        _ => number(0, bytes(text), MOST_BYTES),
+    }
+}
+
+/// With a unit, or plain digits, as the kernel and [`Limit`]'s own text have them.
+fn bytes(text: &str) -> Option<u64> {
+    let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if plain { text.parse().ok() } else { units::bytes(text).ok() }
+}
+
+/// `50%`, `1.5`, `max`, each also with `/20ms`, or the kernel's `50000 100000`.
+fn cpu_max(text: &str) -> Option<LimitValue> {
+    let us = |text: &str| text.parse::<u64>().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()));
+    let (quota_us, period_us) = if let Some((quota, period)) = text.split_once(' ') {
+        (if quota == "max" { None } else { Some(us(quota)?) }, us(period)?)
+    } else {
+        let (share, period) = text.split_once('/').unwrap_or((text, ""));
+        let period_us = if period.is_empty() && !text.contains('/') {
+            PERIOD_US
+        } else {
+            u64::try_from(units::duration(period).ok().filter(|_| period.ends_with('s'))?.as_micros()).ok()?
+        };
+        (
+            if share == "max" { None } else { Some(hundredths(share)?.checked_mul(period_us)? / 10_000) },
+            period_us,
+        )
+    };
+    let quota = quota_us.is_none_or(|quota| (LEAST_QUOTA_US..=MOST_CPUS * period_us).contains(&quota));
+    (quota && PERIODS_US.contains(&period_us)).then_some(LimitValue::Cpu { quota_us, period_us })
+}
+
+/// Hundredths of a percent of a CPU, from `50%`, `12.5%` or `1.5`.
+fn hundredths(text: &str) -> Option<u64> {
+    let (digits, unit) = match text.strip_suffix('%') {
+        Some(digits) => (digits, 100),
+        None => (text, 10_000),
+    };
+    let (whole, part) = digits.split_once('.').unwrap_or((digits, "0"));
+    let plain = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if !plain(whole) || !plain(part) || part.len() > 4 {
+        return None;
+    }
+    let scale = 10_u64.checked_pow(u32::try_from(part.len()).ok()?)?;
+    let part = part.parse::<u64>().ok()? * unit / scale;
+    whole.parse::<u64>().ok()?.checked_mul(unit)?.checked_add(part)
+}
+
+fn io_max(text: &str) -> Option<LimitValue> {
+    let (of, words) = text.rsplit_once(':')?;
+    let mut rates = [None; 4];
+    for word in words.split(',') {
+        let (name, amount) = word.split_once('=')?;
+        let slot = RATES.iter().position(|one| *one == name).and_then(|index| rates.get_mut(index))?;
+        let amount = match amount {
+            "max" => None,
+            _ => Some(bytes(amount).filter(|amount| (1..=MOST_BYTES).contains(amount))?),
+        };
+        if slot.replace(amount).is_some() {
+            return None;
+        }
+    }
+    let device = of
+        .split_once(':')
+        .and_then(|(major, minor)| Some(Device { major: major.parse().ok()?, minor: minor.parse().ok()? }));
+    let of = match device {
+        Some(device) => IoDevice::Device(device),
+        None if of.starts_with('/') => IoDevice::Path(of.into()),
+        None if of.is_empty() => return None,
+        None => IoDevice::Drive(of.to_owned()),
+    };
+    Some(LimitValue::Io { of, rates })
+}
+
+/// Limits, each once.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Limits(Vec<Limit>);
+
+impl Limits {
+    /// What the configuration says.
+    pub(crate) fn of(raw: &RawLimits) -> Result<Self, LimitError> {
+        let all: Result<Vec<_>, _> =
+            raw.words().into_iter().map(|(name, text)| Limit::parse(name, text)).collect();
+        Self::once(all?)
+    }
+
+    /// `all`, if each stands there once.
+    pub(crate) fn once(all: impl IntoIterator<Item = Limit>) -> Result<Self, LimitError> {
+        let mut limits = Self::default();
+        for limit in all {
+            if limits.0.iter().any(|other| other.is_same(&limit)) {
+                return Err(LimitError::Twice(limit.to_string()));
+            }
+            limits.0.push(limit);
+        }
+        Ok(limits)
+    }
+
+    /// These with `others` above them.
+    pub(crate) fn under(mut self, others: &Self) -> Self {
+        for limit in &others.0 {
+            match self.0.iter_mut().find(|one| one.is_same(limit)) {
+                Some(one) => replace(one, limit),
+                None => self.0.push(limit.clone()),
+            }
+        }
+        self
+    }
+
+    /// Whether the CPUs, if they are limited, have those of `pinned` among them.
+    pub(crate) fn check_pins(&self, pinned: &[u32]) -> Result<(), LimitError> {
+        let Some(LimitValue::List(cpus)) = self.get(LimitName::Cpus) else { return Ok(()) };
+        let list = units::cpu_list(cpus).unwrap_or_default();
+        match pinned.iter().find(|cpu| !list.contains(cpu)) {
+            Some(&pinned) => Err(LimitError::Pinned { cpus: cpus.clone(), pinned }),
+            None => Ok(()),
+        }
+    }
+
+    /// Without those that `keep` does not want.
+    pub(crate) fn retain(&mut self, keep: impl FnMut(&Limit) -> bool) {
+        self.0.retain(keep);
+    }
+
+    /// Each as it reads on a command line.
+    pub(crate) fn texts(&self) -> Vec<String> {
+        self.0.iter().map(ToString::to_string).collect()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Limit> {
+        self.0.iter()
+    }
+
+    /// The value of `name`, if it is limited.
+    pub(crate) fn get(&self, name: LimitName) -> Option<&LimitValue> {
+        self.0.iter().find(|limit| limit.name == name).map(|limit| &limit.value)
+    }
+
+    /// The number of `name`, if it is limited to one.
+    pub(crate) fn number(&self, name: LimitName) -> Option<u64> {
+        match self.get(name) {
+            Some(LimitValue::Number(number)) => *number,
+            _ => None,
+        }
+    }
+}
+
+/// What `new` does not say of a device's rates stays.
+fn replace(old: &mut Limit, new: &Limit) {
+    match (&mut old.value, &new.value) {
+        (LimitValue::Io { rates: old, .. }, LimitValue::Io { rates: new, .. }) => {
+            for (old, new) in old.iter_mut().zip(new) {
+                *old = new.or(*old);
+            }
+        }
+        (old, new) => old.clone_from(new),
+    }
+}
+
+#[cfg(test)]
+mod tests;
