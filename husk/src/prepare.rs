@@ -9,7 +9,7 @@ use crate::config::{self, ConfigError};
 use crate::doctor::{self, Refusal};
 use crate::host::{self, HostError};
 use crate::image::{Access, Image, ImageError};
-use crate::limits::{self, Limits, OrderError};
+use crate::limits::{Asked, OrderError};
 use crate::memfile::{self, MemoryFileError};
 use crate::options::Options;
 use crate::pack::{PackError, Packer, usual_cache};
@@ -124,9 +124,7 @@ pub(crate) struct Prepared {
     pub(crate) told: Told,
     pub(crate) names: FileNames,
     /// What the cgroup is to hold the sandbox to, beside the usual.
-    pub(crate) limits: Limits,
-    /// The drives' devices.
-    pub(crate) devices: limits::Places,
+    pub(crate) limits: Asked,
 }
 
 /// What the guest is told of its devices.
@@ -174,7 +172,6 @@ pub(crate) fn prepare(options: &Options, manner: Manner<'_>) -> Result<Prepared,
 fn open_all(options: &Options, manner: Manner<'_>) -> Result<Prepared, PrepareError> {
     let base = options.config.as_deref().map(config::read).transpose()?.unwrap_or_default();
     let spec = plan::machine(options, &base)?;
-    let limits = limits::asked(options, &base)?;
     let mut files = Files::default();
     files.add(open_kvm(options)?);
     check_host(&spec)?;
@@ -220,9 +217,7 @@ fn open_all(options: &Options, manner: Manner<'_>) -> Result<Prepared, PrepareEr
     };
     let told = Told { mounts: plan::mounts(options, &spec), network };
     let spec = plan::with_files(spec, options, &places);
-    let devices = limits::places(&spec, &files.0);
-    let limits = limits::resolve(&limits, &devices).map_err(OrderError::from)?;
-    limits.check_pins(pinned(&spec)).map_err(OrderError::Option)?;
+    let limits = Asked::of(options, &base, &spec, &files.0)?;
     Ok(Prepared {
         spec,
         files: files.0,
@@ -238,7 +233,6 @@ fn open_all(options: &Options, manner: Manner<'_>) -> Result<Prepared, PrepareEr
         told,
         names: FileNames::of(options, &base),
         limits,
-        devices,
     })
 }
 
@@ -285,12 +279,7 @@ fn check_host(spec: &RawSpec) -> Result<(), HostError> {
     if spec.machine_config.huge_pages == HugePages::TwoMiB {
         host::check_huge_pages(memory)?;
     }
-    host::check_cpus(pinned(spec))
-}
-
-/// The host CPU of each vCPU, or nothing.
-fn pinned(spec: &RawSpec) -> &[u32] {
-    spec.placement.as_ref().map_or(&[], |placement| &placement.pin)
+    host::check_cpus(spec.placement.as_ref().map_or(&[], |placement| &placement.pin))
 }
 
 fn path_of(file: &FileRef) -> Option<&Path> {

@@ -8,14 +8,14 @@ use crate::change::Desk;
 use crate::control::{self, ControlError};
 use crate::gc::{self, Collected};
 use crate::isolation::Isolation;
-use crate::limits::{self, Limit, LimitName, Live, OrderError, Ordered};
+use crate::limits::{self, Limit, LimitName, Limits, Live, OrderError, Ordered, Places};
 use crate::options::{DriveOption, NetworkOption, Options, VolumeOption};
 use crate::outcome::{Evidence, Outcome, judge};
 use crate::pack::PackError;
 use crate::passt::{self, Passt};
 use crate::plan;
 use crate::prepare::{Manner, PrepareError, Prepared, Told, prepare};
-use crate::pump::{Cell, Limits, Pump};
+use crate::pump::{self, Cell, Pump};
 use crate::report::{Report, Resources};
 use crate::rootless::{self, DelegationError};
 use crate::session::{SESSION, Session, SessionError, Stdio};
@@ -265,6 +265,7 @@ impl<'a> Sandbox<'a> {
         let ordered = place.limits(&prepared, report)?;
         let record = self.publish(&mut prepared, place, &ordered)?;
         let order = place.order(&prepared, ordered.words, self.options.isolation);
+        let start = volumes(&mut prepared, &order);
         let (mut control, theirs) = control::pair()?;
         // Asked for once the guest is ready: making memory its own costs it time, which its boot is not to take.
         let hotplug = prepared.spec.memory_hotplug.as_mut();
@@ -281,23 +282,11 @@ impl<'a> Sandbox<'a> {
             _ => None,
         };
         report.timeline.mark(Stage::Planned);
-        let start = prepared.volume_server.map(|server| Start {
-            jailer: prepared.jailer.clone(),
-            order: VolumeOrder {
-                id: order.id.clone(),
-                server,
-                parent_cgroup: order.parent_cgroup.clone(),
-                limits: order.limits.clone(),
-                writable: false,
-                rootless: order.uid.is_none(),
-                isolation: order.isolation,
-            },
-        });
         let passt = prepared.passt.map(|parts| passt::Start::new(parts, prepared.jailer.clone(), &order));
         let (jailer, stderr) = spawn::jailer(&prepared.jailer, order.arguments(), vec![theirs])?;
         let cell = Cell { jailer, jailer_stderr: Some(stderr), runtime: None };
         let writable = plan::writable_drives(&self.options);
-        let limits = Limits {
+        let limits = pump::Limits {
             boot: self.options.boot_timeout,
             total: self.options.timeout,
             unmounts: !writable.is_empty(),
@@ -309,14 +298,7 @@ impl<'a> Sandbox<'a> {
         pump.vsock = prepared.vsock;
         pump.memory = memory.filter(|&mib| mib > 0);
         pump.desk = Some(desk);
-        pump.live = Some(Live {
-            hierarchies: &place.hierarchies,
-            registration: &place.registration,
-            record,
-            limits: ordered.limits,
-            drives: prepared.devices,
-            pinned: order.cpus,
-        });
+        pump.live = Some(place.keep(record, ordered.limits, prepared.limits.drives, order.cpus));
         pump.volumes = Volumes::new(prepared.volumes, start);
         pump.passt = Passt::new(passt);
         pump.run();
@@ -415,6 +397,21 @@ fn drive_record(drive: &RawDrive) -> DriveRecord {
     DriveRecord { id: drive.drive_id.clone(), writable: !drive.is_read_only, part: drive.part.is_some() }
 }
 
+/// The volumes' servers, to be started beside the cell that `order` is for.
+fn volumes(prepared: &mut Prepared, order: &JailerOrder) -> Option<Start> {
+    let server = prepared.volume_server.take()?;
+    let order = VolumeOrder {
+        id: order.id.clone(),
+        server,
+        parent_cgroup: order.parent_cgroup.clone(),
+        limits: order.limits.clone(),
+        writable: false,
+        rootless: order.uid.is_none(),
+        isolation: order.isolation,
+    };
+    Some(Start { jailer: prepared.jailer.clone(), order })
+}
+
 /// Threads of a drive, the kernel's included.
 fn threads(engine: IoEngine) -> u64 {
     1 + if engine == IoEngine::Async { u64::from(IoEngine::WORKERS) } else { 0 }
@@ -441,7 +438,7 @@ impl Place {
         let networks = u64::from(prepared.passt.is_some());
         let huge = machine.huge_pages != HugePages::None;
         let defaults = Hierarchies::defaults(memory, huge, machine.vcpu_count, [drives, volumes, networks]);
-        let ordered = limits::order(&self.hierarchies, defaults, &prepared.limits);
+        let ordered = limits::order(&self.hierarchies, defaults, &prepared.limits.limits);
         for &(name, why) in &ordered.without {
             if report.isolation == Isolation::Strict {
                 return Err(OrderError::Never { name, why });
@@ -451,11 +448,17 @@ impl Place {
         Ok(ordered)
     }
 
+    /// What can be asked to be changed of the limits while the sandbox runs.
+    fn keep(&self, record: Record, limits: Limits, drives: Places, pinned: Vec<u32>) -> Live<'_> {
+        let (hierarchies, registration) = (&self.hierarchies, &self.registration);
+        Live { hierarchies, registration, record, limits, drives, pinned, moving: None }
+    }
+
     fn order(&self, prepared: &Prepared, limits: Vec<String>, isolation: Isolation) -> JailerOrder {
         let registration = &self.registration;
         let pins = prepared.spec.placement.as_ref().map(|placement| placement.pin.clone());
         // The limits have a cpuset of their own then.
-        let pins = pins.filter(|_| prepared.limits.get(LimitName::Cpus).is_none());
+        let pins = pins.filter(|_| prepared.limits.limits.get(LimitName::Cpus).is_none());
         JailerOrder {
             id: registration.id.clone(),
             uid: rootless::is_root().then_some(registration.uid),

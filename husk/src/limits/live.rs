@@ -4,14 +4,16 @@
 //! Invariant: all or nothing: a file that does not take its value has those before it written back, and the refusal names it.
 
 use super::{
-    DeviceError, File, Limit, LimitError, LimitName, Limits, Places, Target, Version, files, resolve,
+    Device, DeviceError, File, Limit, LimitError, LimitName, Limits, Places, Target, Version, device_of,
+    files, resolve,
 };
 use crate::cgroup::Hierarchies;
 use crate::state::{Record, Registration};
-use husk_protocol::control::Fault;
+use husk_protocol::control::{Change, Fault};
 use rustix::io::Errno;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 /// Rounds in which processes are moved into a cgroup that is made late, for some may be born meanwhile.
@@ -30,6 +32,8 @@ pub(crate) struct Live<'a> {
     pub(crate) drives: Places,
     /// CPUs that the vCPUs are pinned to.
     pub(crate) pinned: Vec<u32>,
+    /// A drive that may be about to be on another device, and the number of the question.
+    pub(crate) moving: Option<(u32, String, Option<Device>)>,
 }
 
 /// Limits that stay as they are.
@@ -91,6 +95,22 @@ struct Undo {
 }
 
 impl Live<'_> {
+    /// The cell is asked for `change`: another file is a drive's, perhaps, and on another device.
+    pub(crate) fn asked(&mut self, number: u32, change: &Change, file: Option<&OwnedFd>) {
+        if let (Change::Drive(drive), Some(file)) = (change, file) {
+            let device = rustix::fs::fstat(file).ok().and_then(|file| device_of(&file));
+            self.moving = Some((number, drive.drive_id.clone(), device));
+        }
+    }
+
+    /// The cell's answer to the question `number`. What the drive's old device is limited to stays.
+    pub(crate) fn answered(&mut self, number: u32, done: bool) {
+        let Some((_, id, device)) = self.moving.take_if(|(asked, ..)| *asked == number) else { return };
+        if let Some((_, place)) = self.drives.iter_mut().find(|(known, _)| done && *known == id) {
+            *place = device;
+        }
+    }
+
     /// Makes `words`, each `NAME=VALUE`, hold from now on; those that are not named stay.
     pub(crate) fn change(&mut self, words: &[String]) -> Result<(), LiveError> {
         let asked: Result<Vec<Limit>, _> = words.iter().map(|word| word.parse()).collect();

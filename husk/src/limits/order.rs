@@ -3,7 +3,7 @@
 //! Pure but for a look at the drives' files. Refuses, strictly, what this host's cgroups do not have. Invariant: what is told of
 //! the sandbox's limits is what the jailer was told.
 
-use super::{DeviceError, Limit, LimitError, LimitName, Limits, Places, device_of, files};
+use super::{DeviceError, Limit, LimitError, LimitName, Limits, Places, device_of, files, resolve};
 use crate::cgroup::Hierarchies;
 use crate::options::Options;
 use husk_protocol::control::Fault;
@@ -40,15 +40,35 @@ impl OrderError {
     }
 }
 
-/// The options' limits over the configuration's.
-pub(crate) fn asked(options: &Options, base: &RawSpec) -> Result<Limits, OrderError> {
-    let configured = base.limits.as_ref().map(Limits::of).transpose().map_err(OrderError::Config)?;
-    let given = Limits::once(options.limits.iter().cloned()).map_err(OrderError::Option)?;
-    Ok(configured.unwrap_or_default().under(&given))
+/// What a sandbox is asked to be held to, and where its drives are.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    /// The options' limits over the configuration's, of devices.
+    pub(crate) limits: Limits,
+    /// The drives' devices.
+    pub(crate) drives: Places,
+}
+
+impl Asked {
+    /// Of the machine `spec`, whose files are `files`; `base` is the configuration.
+    pub(crate) fn of(
+        options: &Options,
+        base: &RawSpec,
+        spec: &RawSpec,
+        files: &[OwnedFd],
+    ) -> Result<Self, OrderError> {
+        let configured = base.limits.as_ref().map(Limits::of).transpose().map_err(OrderError::Config)?;
+        let given = Limits::once(options.limits.iter().cloned()).map_err(OrderError::Option)?;
+        let drives = places(spec, files);
+        let limits = resolve(&configured.unwrap_or_default().under(&given), &drives)?;
+        let pinned = spec.placement.as_ref().map_or(&[][..], |placement| &placement.pin);
+        limits.check_pins(pinned).map_err(OrderError::Option)?;
+        Ok(Self { limits, drives })
+    }
 }
 
 /// The devices of the machine's drives, whose files are among `files`.
-pub(crate) fn places(spec: &RawSpec, files: &[OwnedFd]) -> Places {
+fn places(spec: &RawSpec, files: &[OwnedFd]) -> Places {
     let device = |file: &FileRef| match file {
         FileRef::Fd(place) => {
             let file = files.get(usize::try_from(*place).ok()?)?;

@@ -286,6 +286,9 @@ impl<'a> Pump<'a> {
                 if let Some(refusal) = &mut changed.refused {
                     refusal.message = crate::text::line(&refusal.message);
                 }
+                if let Some(live) = &mut self.live {
+                    live.answered(request, changed.refused.is_none());
+                }
                 if let Some(desk) = &mut self.desk {
                     desk.answer(request, &changed);
                 }
@@ -319,6 +322,9 @@ impl<'a> Pump<'a> {
         }
         match wish {
             Wish::Cell(change) => {
+                if let Some(live) = &mut self.live {
+                    live.asked(number, &change, file.as_ref());
+                }
                 if let Err(error) = self.control.change(number, change, file) {
                     self.fail(Fault::Host, error.to_string());
                 }

@@ -45,6 +45,7 @@ impl Rig {
             limits: Limits::once(limits.iter().map(|word| word.parse().unwrap())).unwrap(),
             drives: vec![("data".into(), Some(crate::limits::Device { major: 7, minor: 1 }))],
             pinned: vec![1],
+            moving: None,
         }
     }
 }
@@ -142,6 +143,25 @@ fn version_one_moves_memory_and_swap_in_the_order_that_it_takes() {
     change(&mut live, &["memory.max=128M"]).unwrap();
     assert_eq!(rig.read("memory/husk/box/memory.limit_in_bytes"), "134217728");
     assert!(change(&mut live, &["memory.swap.max=1M"]).unwrap_err().to_string().contains("memory.memsw"));
+}
+
+#[test]
+fn a_drive_with_another_file_is_on_its_device_once_the_cell_has_it() {
+    use husk_protocol::control::DriveChange;
+    use husk_protocol::spec::FileRef;
+    let rig = Rig::new("moved", &UNIFIED);
+    rig.file("two/husk/box/io.max", "");
+    let mut live = rig.live();
+    let moved = Change::Drive(DriveChange { drive_id: "data".into(), path_on_host: FileRef::Fd(0) });
+    let file = OwnedFd::from(fs::File::open("/proc/self/status").unwrap());
+    for (number, done, device) in [(1, false, true), (2, true, false)] {
+        live.asked(number, &moved, Some(&file));
+        live.answered(7, true);
+        live.answered(number, done);
+        assert_eq!(live.drives[0].1.is_some(), device, "/proc is on no device");
+    }
+    let error = change(&mut live, &["io.max=data:rbps=1M"]).unwrap_err().to_string();
+    assert!(error.contains("drive data: it is on no single block device"), "{error}");
 }
 
 #[test]
