@@ -8,7 +8,7 @@ use crate::change::Desk;
 use crate::control::{self, ControlError};
 use crate::gc::{self, Collected};
 use crate::isolation::Isolation;
-use crate::limits::{self, Limit, LimitName, Limits, Live, OrderError, Ordered, Places};
+use crate::limits::{self, Asked, Limit, Limits, Live, OrderError, Ordered};
 use crate::options::{DriveOption, NetworkOption, Options, VolumeOption};
 use crate::outcome::{Evidence, Outcome, judge};
 use crate::pack::PackError;
@@ -298,7 +298,7 @@ impl<'a> Sandbox<'a> {
         pump.vsock = prepared.vsock;
         pump.memory = memory.filter(|&mib| mib > 0);
         pump.desk = Some(desk);
-        pump.live = Some(place.keep(record, ordered.limits, prepared.limits.drives, order.cpus));
+        pump.live = Some(place.keep(record, ordered.limits, prepared.limits));
         pump.volumes = Volumes::new(prepared.volumes, start);
         pump.passt = Passt::new(passt);
         pump.run();
@@ -438,6 +438,7 @@ impl Place {
         let networks = u64::from(prepared.passt.is_some());
         let huge = machine.huge_pages != HugePages::None;
         let defaults = Hierarchies::defaults(memory, huge, machine.vcpu_count, [drives, volumes, networks]);
+        let defaults = defaults.under(&Limits::of_pins(&prepared.limits.pinned));
         let ordered = limits::order(&self.hierarchies, defaults, &prepared.limits.limits);
         for &(name, why) in &ordered.without {
             if report.isolation == Isolation::Strict {
@@ -449,23 +450,20 @@ impl Place {
     }
 
     /// What can be asked to be changed of the limits while the sandbox runs.
-    fn keep(&self, record: Record, limits: Limits, drives: Places, pinned: Vec<u32>) -> Live<'_> {
+    fn keep(&self, record: Record, limits: Limits, asked: Asked) -> Live<'_> {
         let (hierarchies, registration) = (&self.hierarchies, &self.registration);
+        let Asked { drives, pinned, .. } = asked;
         Live { hierarchies, registration, record, limits, drives, pinned, moving: None }
     }
 
     fn order(&self, prepared: &Prepared, limits: Vec<String>, isolation: Isolation) -> JailerOrder {
         let registration = &self.registration;
-        let pins = prepared.spec.placement.as_ref().map(|placement| placement.pin.clone());
-        // The limits have a cpuset of their own then.
-        let pins = pins.filter(|_| prepared.limits.limits.get(LimitName::Cpus).is_none());
         JailerOrder {
             id: registration.id.clone(),
             uid: rootless::is_root().then_some(registration.uid),
             runtime: prepared.runtime.clone(),
             parent_cgroup: self.hierarchies.parent().to_owned(),
             limits,
-            cpus: pins.unwrap_or_default(),
             isolation,
         }
     }

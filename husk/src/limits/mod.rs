@@ -283,6 +283,14 @@ impl Limits {
         self
     }
 
+    /// The cpuset of vCPUs that are pinned: their CPUs.
+    pub(crate) fn of_pins(pinned: &[u32]) -> Self {
+        let cpus: std::collections::BTreeSet<u32> = pinned.iter().copied().collect();
+        let list: Vec<String> = cpus.iter().map(ToString::to_string).collect();
+        let limit = Limit { name: LimitName::Cpus, value: LimitValue::List(list.join(",")) };
+        Self((!pinned.is_empty()).then_some(limit).into_iter().collect())
+    }
+
     /// Whether the CPUs, if they are limited, have those of `pinned` among them.
     pub(crate) fn check_pins(&self, pinned: &[u32]) -> Result<(), LimitError> {
         let Some(LimitValue::List(cpus)) = self.get(LimitName::Cpus) else { return Ok(()) };

@@ -47,6 +47,8 @@ pub(crate) struct Asked {
     pub(crate) limits: Limits,
     /// The drives' devices.
     pub(crate) drives: Places,
+    /// CPUs that the vCPUs are pinned to.
+    pub(crate) pinned: Vec<u32>,
 }
 
 impl Asked {
@@ -61,9 +63,9 @@ impl Asked {
         let given = Limits::once(options.limits.iter().cloned()).map_err(OrderError::Option)?;
         let drives = places(spec, files);
         let limits = resolve(&configured.unwrap_or_default().under(&given), &drives)?;
-        let pinned = spec.placement.as_ref().map_or(&[][..], |placement| &placement.pin);
-        limits.check_pins(pinned).map_err(OrderError::Option)?;
-        Ok(Self { limits, drives })
+        let pinned = spec.placement.as_ref().map(|placement| placement.pin.clone()).unwrap_or_default();
+        limits.check_pins(&pinned).map_err(OrderError::Option)?;
+        Ok(Self { limits, drives, pinned })
     }
 }
 

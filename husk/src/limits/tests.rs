@@ -81,6 +81,20 @@ fn what_is_no_limit_is_named_with_what_is_allowed() {
 }
 
 #[test]
+fn the_cpuset_has_the_cpus_of_pinned_vcpus() {
+    assert_eq!(Limits::of_pins(&[3, 1, 3]).texts(), ["cpuset.cpus=1,3"]);
+    assert_eq!(Limits::of_pins(&[]), Limits::default());
+    let asked = |word: &str| Limits::once([word.parse().unwrap()]).unwrap();
+    assert_eq!(asked("cpuset.cpus=0-3").check_pins(&[3, 1]), Ok(()));
+    assert_eq!(asked("pids.max=3").check_pins(&[3, 1]), Ok(()));
+    let error = asked("cpuset.cpus=0,2-3").check_pins(&[3, 1]).unwrap_err().to_string();
+    assert!(
+        error.starts_with("cpuset.cpus \"0,2-3\" is not allowed; a list with CPU 1, to which"),
+        "{error}"
+    );
+}
+
+#[test]
 fn an_option_stands_over_the_configuration_and_each_once() {
     let limits = |words: &[&str]| Limits::once(words.iter().map(|word| word.parse().unwrap()));
     let raw = r#"{"pids.max": 9, "io.max": ["data:rbps=1M,wbps=2M"], "memory.low": "1M"}"#;
