@@ -316,7 +316,9 @@ fn item_36_a_neighbour_that_burns_processor_and_disk_leaves_the_victim_its_laten
     // Ten periods of the neighbour's quota on top of five times what it takes alone.
     let bound = alone * 5 + Duration::from_millis(200);
     assert!(beside <= bound, "p99 {beside:?} beside a noisy neighbour, {alone:?} alone");
-    neighbour.terminate();
+    // At once: with its quota and its weight it would take its time to hear of a signal.
+    Husk::new(["kill", "--signal", "KILL", "noisy"]).output().expect_status(0);
+    let _ended = neighbour.finish().expect_status(137);
     drop(stdin);
     assert!(child.wait().unwrap().success());
 }
