@@ -308,7 +308,9 @@ fn item_36_a_neighbour_that_burns_processor_and_disk_leaves_the_victim_its_laten
         format!(r#"{{"drives": [{{"drive_id": "d", "path_on_host": "{disk}", "is_read_only": true}}]}}"#);
     let config = scratch.file("machine.json", json.as_bytes());
     let burn = "(while :; do dd if=/dev/vdb of=/dev/null bs=64k iflag=direct 2>&-; done) & echo up; while :; do :; done";
-    let neighbour = Husk::run(&["--id", "noisy", "--config", &config], &["sh", "-c", burn]).spawn().up();
+    let neighbour = Husk::run(&["--id", "noisy", "--config", &config], &["sh", "-c", burn]);
+    // It lives for as long as the victim is measured, however slow the machine is.
+    let neighbour = neighbour.deadline(Duration::from_secs(180)).spawn().up();
     update("noisy", &["cpu.max=50%/20ms", "cpu.weight=1"]).output().expect_status(0);
     let beside = round_trips(&mut stdin, &lines, TRIPS);
     let (alone, beside) = (alone[TRIPS * 99 / 100 - 1], beside[TRIPS * 99 / 100 - 1]);
