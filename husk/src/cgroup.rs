@@ -4,6 +4,7 @@
 //! Owns the rule `<mount>/<parent>/<id>` under v2 and under each v1 controller. Refuses nothing: the jailer says what
 //! cannot be made. Invariant: only directories of exactly these names are ever touched.
 
+use crate::limits::{Limit, LimitName, LimitValue, Limits, Target, Version, legacy_name};
 use crate::rootless::{self, Delegated};
 use crate::state::{State, StateError};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -15,8 +16,8 @@ use std::time::{Duration, Instant};
 pub(crate) const DEFAULT_PARENT: &str = "husk";
 /// Where the kernel says what is mounted.
 const MOUNTS: &str = "/proc/self/mountinfo";
-/// Controllers that the limits need.
-const CONTROLLERS: [&str; 4] = ["cpu", "memory", "pids", "cpuset"];
+/// Controllers of version 1 that limits need.
+const CONTROLLERS: [&str; 6] = ["cpu", "memory", "pids", "cpuset", "blkio", "hugetlb"];
 /// Bytes that runtime and kernel need beside guest memory, at least: 48 MiB, and what the vsock device may hold for
 /// streams whose readers take their time, 64 MiB and 8 KiB for each of 8192 connections.
 const OVERHEAD: u64 = (48 + 128) << 20;
@@ -69,7 +70,7 @@ impl Hierarchies {
         self.unified.as_deref()
     }
 
-    fn parse(mountinfo: &str, parent: String) -> Self {
+    pub(crate) fn parse(mountinfo: &str, parent: String) -> Self {
         let mut found = Self { parent, ..Self::default() };
         for line in mountinfo.lines() {
             let Some((left, right)) = line.split_once(" - ") else { continue };
@@ -89,27 +90,66 @@ impl Hierarchies {
         found
     }
 
-    /// Version of the memory controller: 1 where a v1 hierarchy has it.
-    fn version(&self) -> u8 {
-        let legacy =
-            self.legacy.iter().any(|(_, controllers)| controllers.iter().any(|name| name == "memory"));
-        if legacy { 1 } else { 2 }
+    /// The mount of the version 1 hierarchy that has `controller`, under its name there.
+    fn legacy_mount(&self, controller: &str) -> Option<&Path> {
+        let has = |names: &[String]| names.iter().any(|name| name == controller);
+        self.legacy.iter().find(|(_, names)| has(names)).map(|(mount, _)| mount.as_path())
     }
 
-    /// `FILE=VALUE` limits for a guest of `memory_mib`, `vcpus`, so many threads of `drives`, `volumes` and `networks`; each of
-    /// the last two has a process of its own.
-    pub(crate) fn limits(
-        &self,
+    /// What has `controller`, as version 2 calls it: 1 where a v1 hierarchy has it.
+    pub(crate) fn version_of(&self, controller: &'static str) -> Version {
+        if self.legacy_mount(legacy_name(controller)).is_some() { Version::One } else { Version::Two }
+    }
+
+    /// Directory of the sandbox `id` for `target`, if there is such a hierarchy.
+    pub(crate) fn group(&self, target: Target, id: &str) -> Option<PathBuf> {
+        let mount = match target.version {
+            Version::One => self.legacy_mount(target.controller),
+            Version::Two => self.unified(),
+        };
+        mount.map(|mount| mount.join(&self.parent).join(id))
+    }
+
+    /// Lets sandboxes' cgroups of version 2 have `controller`, from the mount down.
+    pub(crate) fn hand_down(&self, controller: &str) -> io::Result<()> {
+        let mut level = self.unified.clone().unwrap_or_default();
+        let below = self.parent.split('/').filter(|name| !name.is_empty()).map(Some);
+        for name in std::iter::once(None).chain(below) {
+            level.extend(name);
+            let file = level.join("cgroup.subtree_control");
+            if !std::fs::read_to_string(&file)?.split_whitespace().any(|one| one == controller) {
+                std::fs::write(&file, format!("+{controller}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What every sandbox is limited to, if nothing else is said: for a guest of `memory_mib`, of huge pages or not, `vcpus`, so
+    /// many threads of `drives`, `volumes` and `networks`; each of the last two has a process of its own.
+    pub(crate) fn defaults(
         memory_mib: u64,
+        huge: bool,
         vcpus: u64,
         [drives, volumes, networks]: [u64; 3],
-    ) -> Vec<String> {
+    ) -> Limits {
         let guest = memory_mib << 20;
         // Page tables of the guest's memory, on the host and for KVM, are 1/256 of it in the worst case.
         let bytes = guest + guest / 128 + OVERHEAD + volumes * VOLUME + networks * NETWORK;
-        let memory = if self.version() == 1 { "memory.limit_in_bytes" } else { "memory.max" };
         let processes = vcpus + drives + volumes + networks + THREADS;
-        vec![format!("{memory}={bytes}"), format!("pids.max={processes}")]
+        let number = |name, number| Limit { name, value: LimitValue::Number(Some(number)) };
+        let mut limits = vec![
+            number(LimitName::MemoryMax, bytes),
+            // What a guest has is its own business: pages of it on a disk of the host's would be everybody's.
+            number(LimitName::SwapMax, 0),
+            number(LimitName::PidsMax, processes),
+        ];
+        limits.extend(huge.then(|| number(LimitName::HugetlbMax, guest)));
+        Limits::once(limits).unwrap_or_default()
+    }
+
+    /// Whether a limit of [`Self::defaults`] is left out where the host does not offer it: memory and processes never are.
+    pub(crate) fn may_do_without(name: LimitName) -> bool {
+        matches!(name, LimitName::SwapMax | LimitName::HugetlbMax)
     }
 
     /// Every directory that the sandbox `id` may have.
@@ -156,6 +196,15 @@ impl Hierarchies {
                     .filter_map(|line| line.strip_prefix("oom_kill "))
                     .any(|count| count.trim() != "0")
             })
+        })
+    }
+
+    /// The limit of its memory in bytes, while its cgroup exists.
+    pub(crate) fn memory_limit(&self, id: &str) -> Option<u64> {
+        self.directories(id).find_map(|directory| {
+            ["memory.max", "memory.limit_in_bytes"]
+                .iter()
+                .find_map(|file| std::fs::read_to_string(directory.join(file)).ok()?.trim().parse().ok())
         })
     }
 
@@ -231,21 +280,20 @@ mod tests {
     #[test]
     fn v2_alone_is_seen() {
         let found = Hierarchies::parse(V2, DEFAULT_PARENT.into());
-        assert_eq!(found.version(), 2);
+        assert_eq!(found.version_of("memory"), Version::Two);
         assert_eq!(found.parents(), [PathBuf::from("/sys/fs/cgroup/husk")]);
-        let limits = found.limits(128, 2, [3, 0, 0]);
-        assert_eq!(
-            limits,
-            [format!("memory.max={}", (128 << 20) + (1 << 20) + OVERHEAD), "pids.max=21".into()]
-        );
-        let limits = found.limits(128, 2, [3, 2, 1]);
-        assert_eq!(
-            limits,
-            [
-                format!("memory.max={}", (128 << 20) + (1 << 20) + OVERHEAD + (256 << 20)),
-                "pids.max=24".into()
-            ]
-        );
+        let texts = |huge, extra| Hierarchies::defaults(128, huge, 2, extra).texts();
+        let memory = (128 << 20) + (1 << 20) + OVERHEAD;
+        let expected = [format!("memory.max={memory}"), "memory.swap.max=0".into(), "pids.max=21".into()];
+        assert_eq!(texts(false, [3, 0, 0]), expected);
+        let memory = memory + (256 << 20);
+        let expected = [
+            format!("memory.max={memory}"),
+            "memory.swap.max=0".into(),
+            "pids.max=24".into(),
+            format!("hugetlb.2MB.max={}", 128 << 20),
+        ];
+        assert_eq!(texts(true, [3, 2, 1]), expected);
     }
 
     #[test]
@@ -266,8 +314,10 @@ mod tests {
     #[test]
     fn hybrid_limits_memory_where_memory_is() {
         let found = Hierarchies::parse(HYBRID, DEFAULT_PARENT.into());
-        assert_eq!(found.version(), 1);
-        assert!(found.limits(128, 1, [1, 0, 0])[0].starts_with("memory.limit_in_bytes="));
+        assert_eq!(found.version_of("memory"), Version::One);
+        assert_eq!(found.version_of("io"), Version::Two);
+        let target = Target { version: Version::One, controller: "cpu" };
+        assert_eq!(found.group(target, "x"), Some("/sys/fs/cgroup/cpu,cpuacct/husk/x".into()));
         let directories: Vec<_> = found.directories("x").map(|path| path.display().to_string()).collect();
         assert_eq!(
             directories,

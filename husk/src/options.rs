@@ -4,6 +4,7 @@
 //! where he said nothing, so that a configuration file can stand below it.
 
 use crate::isolation::Isolation;
+use crate::limits::Limit;
 use crate::units;
 use husk_protocol::network::{AllowRule, GuestAddress};
 use husk_protocol::spec::IoEngine;
@@ -72,6 +73,8 @@ pub struct Options {
     pub strict: bool,
     /// What is done about a wall of the cell that this host does not permit.
     pub isolation: Isolation,
+    /// What the sandbox's cgroup holds it to, over the configuration's limits and Husk's own.
+    pub limits: Vec<Limit>,
     /// Program and arguments.
     pub command: Vec<OsString>,
 }
@@ -106,6 +109,7 @@ impl Default for Options {
             entropy: false,
             strict: false,
             isolation: Isolation::Strict,
+            limits: Vec::new(),
             command: Vec::new(),
         }
     }

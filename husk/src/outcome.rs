@@ -47,6 +47,8 @@ pub(crate) struct Evidence {
     pub(crate) jailer_said: Option<String>,
     /// The kernel killed something in the cgroup for want of memory.
     pub(crate) out_of_memory: bool,
+    /// The limit of the cgroup's memory in bytes.
+    pub(crate) memory_limit: Option<u64>,
     pub(crate) was_ready: bool,
     /// What the cell is without, and why.
     pub(crate) missing: Vec<(String, String)>,
@@ -175,6 +177,15 @@ fn by_cell(evidence: &Evidence) -> Option<Outcome> {
 }
 
 fn by_processes(evidence: &Evidence) -> Outcome {
+    if let (true, Some(ChildExit::Signal(signal))) = (evidence.out_of_memory, evidence.runtime) {
+        let limit =
+            evidence.memory_limit.map_or(String::new(), |bytes| format!(" (memory.max is {bytes} bytes)"));
+        let name = signal_name(signal);
+        let line = format!(
+            "the runtime was killed by {name}: its cgroup ran out of memory{limit}; --limit memory.max=SIZE gives it more"
+        );
+        return Outcome::failure(Fault::Host, line);
+    }
     if evidence.cause == Some(Cause::Silence) {
         return Outcome::failure(Fault::Guest, "the guest fell silent before the command ended");
     }
@@ -188,11 +199,6 @@ fn by_processes(evidence: &Evidence) -> Outcome {
             let line = evidence.jailer_said.clone();
             let line =
                 line.unwrap_or_else(|| format!("the jailer ended with status {status} and said nothing"));
-            Outcome::failure(Fault::Host, line)
-        }
-        (_, Some(ChildExit::Signal(signal))) if evidence.out_of_memory => {
-            let name = signal_name(signal);
-            let line = format!("the runtime was killed by {name}: its cgroup ran out of memory");
             Outcome::failure(Fault::Host, line)
         }
         (_, Some(ChildExit::Signal(signal))) => {
@@ -299,8 +305,9 @@ mod tests {
         let (jailer, runtime) = (Some(ChildExit::Status(0)), Some(ChildExit::Signal(9)));
         let evidence = Evidence { jailer, runtime, ..Evidence::default() };
         assert!(line(&evidence).contains("runtime was killed by SIGKILL"));
-        let evidence = Evidence { out_of_memory: true, ..evidence };
-        assert!(line(&evidence).contains("out of memory"));
+        let evidence = Evidence { out_of_memory: true, memory_limit: Some(99), ..evidence };
+        let said = line(&evidence);
+        assert!(said.contains("out of memory (memory.max is 99 bytes); --limit memory.max=SIZE"), "{said}");
         let evidence = Evidence { runtime: Some(ChildExit::Status(6)), jailer, ..Evidence::default() };
         assert_eq!(judge(&evidence).fault, Some(Fault::Bug));
         let jailer = Some(ChildExit::Status(1));

@@ -377,6 +377,8 @@ pub(crate) fn with_files(mut spec: RawSpec, options: &Options, places: &Places) 
     }
     spec.boot_source.kernel_image_path = FileRef::Fd(places.kernel);
     spec.boot_source.initrd_path = Some(FileRef::Fd(places.initrd));
+    // The cgroup's, which is husk's business.
+    spec.limits = None;
     let root = root_drive(&spec, options, places);
     let mounted = options.drives.iter().enumerate().map(|(index, drive)| RawDrive {
         drive_id: drive_id(index),

@@ -9,6 +9,7 @@ use crate::config::{self, ConfigError};
 use crate::doctor::{self, Refusal};
 use crate::host::{self, HostError};
 use crate::image::{Access, Image, ImageError};
+use crate::limits::{Asked, OrderError};
 use crate::memfile::{self, MemoryFileError};
 use crate::options::Options;
 use crate::pack::{PackError, Packer, usual_cache};
@@ -68,6 +69,9 @@ pub(crate) enum PrepareError {
     /// The vsock socket.
     #[error(transparent)]
     Vsock(#[from] VsockError),
+    /// A limit of the cgroup.
+    #[error(transparent)]
+    Limit(#[from] OrderError),
     /// No descriptors.
     #[error("no pipe, socket or random number can be had: {0}")]
     Descriptors(std::io::Error),
@@ -81,6 +85,7 @@ impl PrepareError {
             Self::Plan(_) | Self::Config(_) | Self::Vsock(_) | Self::Volume(_) => Fault::Operator,
             Self::Host(error) => error.fault(),
             Self::Tap(error) => error.fault(),
+            Self::Limit(error) => error.fault(),
             Self::Image(error) => error.fault(),
             Self::Pack(error) => error.fault(),
             Self::Unsafe(_) | Self::Asset(_) | Self::Memory(_) | Self::Passt(_) | Self::Descriptors(_) => {
@@ -118,6 +123,8 @@ pub(crate) struct Prepared {
     pub(crate) vsock: Option<PathBuf>,
     pub(crate) told: Told,
     pub(crate) names: FileNames,
+    /// What the cgroup is to hold the sandbox to, beside the usual.
+    pub(crate) limits: Asked,
 }
 
 /// What the guest is told of its devices.
@@ -210,6 +217,7 @@ fn open_all(options: &Options, manner: Manner<'_>) -> Result<Prepared, PrepareEr
     };
     let told = Told { mounts: plan::mounts(options, &spec), network };
     let spec = plan::with_files(spec, options, &places);
+    let limits = Asked::of(options, &base, &spec, &files.0)?;
     Ok(Prepared {
         spec,
         files: files.0,
@@ -224,6 +232,7 @@ fn open_all(options: &Options, manner: Manner<'_>) -> Result<Prepared, PrepareEr
         vsock,
         told,
         names: FileNames::of(options, &base),
+        limits,
     })
 }
 

@@ -8,13 +8,14 @@ use crate::change::Desk;
 use crate::control::{self, ControlError};
 use crate::gc::{self, Collected};
 use crate::isolation::Isolation;
+use crate::limits::{self, Asked, Limit, Limits, Live, OrderError, Ordered};
 use crate::options::{DriveOption, NetworkOption, Options, VolumeOption};
 use crate::outcome::{Evidence, Outcome, judge};
 use crate::pack::PackError;
 use crate::passt::{self, Passt};
 use crate::plan;
 use crate::prepare::{Manner, PrepareError, Prepared, Told, prepare};
-use crate::pump::{Cell, Limits, Pump};
+use crate::pump::{self, Cell, Pump};
 use crate::report::{Report, Resources};
 use crate::rootless::{self, DelegationError};
 use crate::session::{SESSION, Session, SessionError, Stdio};
@@ -26,7 +27,7 @@ use crate::timeline::{Timeline, now_ns, realtime_ns};
 use crate::volume::{Start, Volumes};
 use husk_protocol::control::{Fault, Landlock, Stage, ToCell};
 use husk_protocol::exec::{Frame, Hello, Identity, VERSION, WindowSize};
-use husk_protocol::spec::{IoEngine, RawDrive};
+use husk_protocol::spec::{HugePages, IoEngine, RawDrive};
 use std::ffi::OsString;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -52,6 +53,9 @@ pub(crate) enum SandboxError {
     /// The terminal.
     #[error(transparent)]
     Terminal(#[from] TerminalError),
+    /// A limit that this host's cgroups do not have.
+    #[error(transparent)]
+    Limit(#[from] OrderError),
     /// The control socket.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -70,6 +74,7 @@ impl SandboxError {
         match self {
             Self::Prepare(error) => error.fault(),
             Self::State(error) => error.fault(),
+            Self::Limit(error) => error.fault(),
             Self::Terminal(_) => Fault::Operator,
             Self::Session(SessionError::TooLong(_))
             | Self::Control(ControlError::TooLong(_) | ControlError::TooManyFiles(_)) => Fault::Operator,
@@ -167,6 +172,13 @@ impl<'a> Sandbox<'a> {
         self
     }
 
+    /// A limit of the sandbox's cgroup, over the configuration's and Husk's own.
+    #[must_use]
+    pub fn limit(mut self, limit: Limit) -> Self {
+        self.options.limits.push(limit);
+        self
+    }
+
     /// What is done about a wall of the cell that this host does not permit.
     #[must_use]
     pub fn isolation(mut self, isolation: Isolation) -> Self {
@@ -250,8 +262,10 @@ impl<'a> Sandbox<'a> {
         report: &mut Report,
     ) -> Result<(), SandboxError> {
         let desk = open_desk(place.registration.directory())?;
-        self.publish(&mut prepared, place)?;
-        let order = place.order(&prepared, self.options.isolation);
+        let ordered = place.limits(&prepared, report)?;
+        let record = self.publish(&mut prepared, place, &ordered)?;
+        let order = place.order(&prepared, ordered.words, self.options.isolation);
+        let start = volumes(&mut prepared, &order);
         let (mut control, theirs) = control::pair()?;
         // Asked for once the guest is ready: making memory its own costs it time, which its boot is not to take.
         let hotplug = prepared.spec.memory_hotplug.as_mut();
@@ -268,23 +282,11 @@ impl<'a> Sandbox<'a> {
             _ => None,
         };
         report.timeline.mark(Stage::Planned);
-        let start = prepared.volume_server.map(|server| Start {
-            jailer: prepared.jailer.clone(),
-            order: VolumeOrder {
-                id: order.id.clone(),
-                server,
-                parent_cgroup: order.parent_cgroup.clone(),
-                limits: order.limits.clone(),
-                writable: false,
-                rootless: order.uid.is_none(),
-                isolation: order.isolation,
-            },
-        });
         let passt = prepared.passt.map(|parts| passt::Start::new(parts, prepared.jailer.clone(), &order));
         let (jailer, stderr) = spawn::jailer(&prepared.jailer, order.arguments(), vec![theirs])?;
         let cell = Cell { jailer, jailer_stderr: Some(stderr), runtime: None };
         let writable = plan::writable_drives(&self.options);
-        let limits = Limits {
+        let limits = pump::Limits {
             boot: self.options.boot_timeout,
             total: self.options.timeout,
             unmounts: !writable.is_empty(),
@@ -296,6 +298,7 @@ impl<'a> Sandbox<'a> {
         pump.vsock = prepared.vsock;
         pump.memory = memory.filter(|&mib| mib > 0);
         pump.desk = Some(desk);
+        pump.live = Some(place.keep(record, ordered.limits, prepared.limits));
         pump.volumes = Volumes::new(prepared.volumes, start);
         pump.passt = Passt::new(passt);
         pump.run();
@@ -336,16 +339,23 @@ impl<'a> Sandbox<'a> {
 
     /// Puts the sandbox on record, and makes vsock's socket. On record before and after: a husk that is killed between leaves a name
     /// that is known.
-    fn publish(&self, prepared: &mut Prepared, place: &Place) -> Result<(), SandboxError> {
-        place.registration.publish(&self.record(prepared, place))?;
+    fn publish(
+        &self,
+        prepared: &mut Prepared,
+        place: &Place,
+        ordered: &Ordered,
+    ) -> Result<Record, SandboxError> {
+        let mut record = self.record(prepared, place, ordered);
+        place.registration.publish(&record)?;
         if let Some(listener) = &mut prepared.listener {
             listener.listen().map_err(PrepareError::from)?;
-            place.registration.publish(&self.record(prepared, place))?;
+            record = self.record(prepared, place, ordered);
+            place.registration.publish(&record)?;
         }
-        Ok(())
+        Ok(record)
     }
 
-    fn record(&self, prepared: &Prepared, place: &Place) -> Record {
+    fn record(&self, prepared: &Prepared, place: &Place, ordered: &Ordered) -> Record {
         let registration = &place.registration;
         let mut room = SHOWN_COMMAND;
         let mut shown = |argument: &OsString| {
@@ -365,6 +375,7 @@ impl<'a> Sandbox<'a> {
             drives: prepared.spec.drives.iter().map(drive_record).collect(),
             cgroup: (!rootless::is_root()).then(|| place.hierarchies.parent().to_owned()),
             vsock: prepared.listener.as_ref().map(|listener| listener.name().clone()),
+            limits: ordered.limits.texts(),
         }
     }
 }
@@ -386,6 +397,21 @@ fn drive_record(drive: &RawDrive) -> DriveRecord {
     DriveRecord { id: drive.drive_id.clone(), writable: !drive.is_read_only, part: drive.part.is_some() }
 }
 
+/// The volumes' servers, to be started beside the cell that `order` is for.
+fn volumes(prepared: &mut Prepared, order: &JailerOrder) -> Option<Start> {
+    let server = prepared.volume_server.take()?;
+    let order = VolumeOrder {
+        id: order.id.clone(),
+        server,
+        parent_cgroup: order.parent_cgroup.clone(),
+        limits: order.limits.clone(),
+        writable: false,
+        rootless: order.uid.is_none(),
+        isolation: order.isolation,
+    };
+    Some(Start { jailer: prepared.jailer.clone(), order })
+}
+
 /// Threads of a drive, the kernel's included.
 fn threads(engine: IoEngine) -> u64 {
     1 + if engine == IoEngine::Async { u64::from(IoEngine::WORKERS) } else { 0 }
@@ -403,19 +429,41 @@ struct Place {
 }
 
 impl Place {
-    fn order(&self, prepared: &Prepared, isolation: Isolation) -> JailerOrder {
-        let (machine, registration) = (&prepared.spec.machine_config, &self.registration);
+    /// What the sandbox's cgroup is to hold it to; at best effort without what this host's cgroups do not have.
+    fn limits(&self, prepared: &Prepared, report: &mut Report) -> Result<Ordered, OrderError> {
+        let machine = &prepared.spec.machine_config;
         let drives = prepared.spec.drives.iter().map(|drive| threads(drive.io_engine)).sum();
         let volumes = u64::try_from(prepared.spec.volumes.len()).unwrap_or(u64::MAX);
         let memory = plan::most_memory_mib(&prepared.spec);
         let networks = u64::from(prepared.passt.is_some());
+        let huge = machine.huge_pages != HugePages::None;
+        let defaults = Hierarchies::defaults(memory, huge, machine.vcpu_count, [drives, volumes, networks]);
+        let defaults = defaults.under(&Limits::of_pins(&prepared.limits.pinned));
+        let ordered = limits::order(&self.hierarchies, defaults, &prepared.limits.limits);
+        for &(name, why) in &ordered.without {
+            if report.isolation == Isolation::Strict {
+                return Err(OrderError::Never { name, why });
+            }
+            report.walls.miss(&format!("cgroup limit {name}"), why);
+        }
+        Ok(ordered)
+    }
+
+    /// What can be asked to be changed of the limits while the sandbox runs.
+    fn keep(&self, record: Record, limits: Limits, asked: Asked) -> Live<'_> {
+        let (hierarchies, registration) = (&self.hierarchies, &self.registration);
+        let Asked { drives, pinned, .. } = asked;
+        Live { hierarchies, registration, record, limits, drives, pinned, moving: None }
+    }
+
+    fn order(&self, prepared: &Prepared, limits: Vec<String>, isolation: Isolation) -> JailerOrder {
+        let registration = &self.registration;
         JailerOrder {
             id: registration.id.clone(),
             uid: rootless::is_root().then_some(registration.uid),
             runtime: prepared.runtime.clone(),
             parent_cgroup: self.hierarchies.parent().to_owned(),
-            limits: self.hierarchies.limits(memory, machine.vcpu_count, [drives, volumes, networks]),
-            cpus: prepared.spec.placement.as_ref().map(|placement| placement.pin.clone()).unwrap_or_default(),
+            limits,
             isolation,
         }
     }
@@ -430,6 +478,7 @@ impl Place {
     ) {
         let id = &self.registration.id;
         evidence.out_of_memory = runtime.is_some() && self.hierarchies.out_of_memory(id);
+        evidence.memory_limit = self.hierarchies.memory_limit(id);
         report.outcome = judge(evidence);
         report.console_tail =
             evidence.ended.as_ref().map(|ended| ended.console_tail.clone()).unwrap_or_default();

@@ -134,8 +134,6 @@ pub(crate) struct JailerOrder {
     pub(crate) parent_cgroup: String,
     /// `FILE=VALUE`.
     pub(crate) limits: Vec<String>,
-    /// CPUs of the cpuset; empty: all.
-    pub(crate) cpus: Vec<u32>,
     pub(crate) isolation: Isolation,
 }
 
@@ -166,13 +164,6 @@ impl JailerOrder {
         option("--parent-cgroup", self.parent_cgroup.clone().into());
         for limit in &self.limits {
             option("--cgroup", limit.into());
-        }
-        if !self.cpus.is_empty() {
-            let mut cpus = self.cpus.clone();
-            cpus.sort_unstable();
-            cpus.dedup();
-            let list: Vec<String> = cpus.iter().map(ToString::to_string).collect();
-            option("--cpus", list.join(",").into());
         }
         option("--control-fd", CONTROL_FD.to_string().into());
         arguments.push("--".into());
@@ -294,7 +285,6 @@ mod tests {
             runtime: "/lib/husk-runtime".into(),
             parent_cgroup: "husk".into(),
             limits: vec!["pids.max=3".into()],
-            cpus: vec![3, 1, 3],
             isolation: Isolation::Strict,
         }
     }
@@ -305,7 +295,7 @@ mod tests {
         assert_eq!(
             text.join(" "),
             "--id one --uid 7 --gid 7 --exec-file /lib/husk-runtime --parent-cgroup husk --cgroup pids.max=3 \
-             --cpus 1,3 --control-fd 3 --"
+             --control-fd 3 --"
         );
         let rootless = JailerOrder { uid: None, isolation: Isolation::BestEffort, ..order() };
         let text: Vec<String> = rootless.arguments().into_iter().map(|a| a.into_string().unwrap()).collect();

@@ -108,6 +108,9 @@ pub(crate) struct Record {
     /// Its vsock socket on the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock: Option<SocketName>,
+    /// What its cgroup holds it to, each `NAME=VALUE`.
+    #[serde(default)]
+    pub limits: Vec<String>,
 }
 
 /// What must be known of a drive to open another file for it.

@@ -49,7 +49,7 @@ struct Flags {
     /// cgroup version, 1 or 2 (default: wherever the host has the controller)
     #[argh(option)]
     cgroup_version: Option<String>,
-    /// FILE=VALUE, written into the sandbox's cgroup; repeatable
+    /// FILE=VALUE, written into the sandbox's cgroup, or FILE?=VALUE, if the host has such a file; repeatable
     #[argh(option)]
     cgroup: Vec<String>,
     /// cgroup below which the sandbox's is made (default husk; with --layout firecracker the program's name)

@@ -2,12 +2,13 @@
 //!
 //! Raw: the types say what keys exist, not that their values make sense; the runtime's `MachineSpec` does. Unknown and
 //! duplicate keys are refused by name. A file is a path, or `{"fd": N}`: the N-th descriptor of the message that
-//! brought the spec. Sources: Firecracker's `--config-file`; Husk's own keys are `placement`, `exec`, `console`, `volumes`, a
+//! brought the spec. Sources: Firecracker's `--config-file`; Husk's own keys are `placement`, `limits`, `exec`, `console`, `volumes`, a
 //! drive's `queues`, `requested_size_mib` of `memory-hotplug`, and `mtu`, `allow`, `guest_ip` and `tap` of a network card.
 
 mod balloon;
 mod hotplug;
 mod limiter;
+mod limits;
 mod network;
 mod pmem;
 mod volume;
@@ -15,6 +16,7 @@ mod volume;
 pub use balloon::RawBalloon;
 pub use hotplug::RawMemoryHotplug;
 pub use limiter::{MAX_REFILL_MS, RawRateLimiter, RawTokenBucket};
+pub use limits::{RawLimit, RawLimits};
 pub use network::RawNetwork;
 pub use pmem::RawPmem;
 pub use volume::{MAX_VOLUMES, RawVolume};
@@ -60,6 +62,9 @@ pub struct RawSpec {
     /// Husk: where vCPUs and memory are put.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placement: Option<RawPlacement>,
+    /// Husk: what the sandbox's cgroup holds it to; husk's business, which takes it out before the cell gets the rest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<RawLimits>,
     /// Husk: the descriptor that the guest's exec port is bound to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exec: Option<RawExec>,

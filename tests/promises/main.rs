@@ -6,6 +6,7 @@
 
 mod bad_input;
 mod boot;
+mod cgroups;
 mod command;
 mod config;
 mod density;

@@ -60,10 +60,10 @@ fn each_vcpu_is_pinned_and_the_cpuset_agrees() {
 }
 
 /// A pool of so many 2 MiB pages while the test runs.
-struct Pool(String);
+pub(crate) struct Pool(String);
 
 impl Pool {
-    fn of(pages: u64) -> Option<Self> {
+    pub(crate) fn of(pages: u64) -> Option<Self> {
         let before = fs::read_to_string(POOL).ok()?;
         fs::write(POOL, pages.to_string()).ok()?;
         let got: u64 = fs::read_to_string(POOL).ok()?.trim().parse().ok()?;

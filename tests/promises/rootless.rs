@@ -1,5 +1,6 @@
 //! Whoever is not root gets the same sandbox: as himself, without a program that would make him root, and with nothing left.
 
+use crate::cgroups::share;
 use crate::jail::none;
 use crate::net::{BODY_BYTES, Server, fetch};
 use crate::net_user::Uplink;
@@ -202,4 +203,31 @@ fn a_network_in_user_mode_is_his_as_well() {
     assert_eq!((&passt.uids, passt.strict.as_str()), (&his, "1"), "{passt:?}");
     std::fs::remove_dir(format!("/sys/fs/cgroup/husk-test-{}/husk-callers", std::process::id())).unwrap();
     before.assert_restored();
+}
+
+#[test]
+fn limits_hold_without_root_and_change_while_it_runs() {
+    let Some(him) = Ordinary::new() else { skip!("{NEEDS}") };
+    let options =
+        ["run", "--id", "mine", "--limit", "pids.max=40", "--", "sh", "-c", "echo up; while :; do :; done"];
+    let husk = him.husk(options).spawn().up();
+    let cgroup = him.cgroups().into_iter().find(|path| path.ends_with("/mine")).unwrap();
+    let cgroup = format!("/sys/fs/cgroup/husk-test-{}/{cgroup}", std::process::id());
+    let read = |name: &str| std::fs::read_to_string(format!("{cgroup}/{name}")).unwrap().trim().to_owned();
+    assert_eq!((read("pids.max").as_str(), read("memory.swap.max").as_str()), ("40", "0"));
+    // The controller of processors was not handed down so far.
+    let update =
+        |limits: [&str; 2]| him.husk(["update", "mine", "--limit", limits[0], "--limit", limits[1]]).output();
+    update(["cpu.max=20%", "memory.high=300M"]).expect_status(0);
+    let held = share(processes::named("husk-control")[0]);
+    assert!((0.1..0.3).contains(&held), "{held} of a CPU with a quota of 0.2");
+    let refused = update(["cpu.max=40%", "cpuset.cpus=4000"]).expect_status(125);
+    assert!(
+        refused.stderr.contains("cpuset.cpus") && refused.stderr.contains("no limit was changed"),
+        "{}",
+        refused.stderr
+    );
+    assert_eq!((read("cpu.max").as_str(), read("memory.high").as_str()), ("20000 100000", "314572800"));
+    husk.terminate();
+    assert_eq!(him.cgroups().into_iter().collect::<Vec<_>>(), ["husk-callers"]);
 }

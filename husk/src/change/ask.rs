@@ -3,8 +3,9 @@
 //! Owns the opened file until it has gone. Refuses what the sandbox's record says cannot be, before anybody is asked.
 //! Invariant: it returns within [`PATIENCE`], with the sandbox's own word or with one that says that there was none.
 
-use super::{address, receive, send};
+use super::{Wish, address, receive, send};
 use crate::image::{Access, Image, ImageError};
+use crate::limits::{DeviceError, IoDevice, Limit, LimitValue, device_of_path};
 use crate::plan::BLOCK_MIB;
 use crate::state::{DriveRecord, Record, State, StateError};
 use husk_protocol::control::{CHANGE_PATIENCE_S, Change, Changed, DriveChange, Fault, MemoryChange, Refusal};
@@ -32,6 +33,8 @@ pub(crate) enum Ask {
     },
     /// So much memory in all, in MiB.
     Memory(u64),
+    /// Other limits of its cgroup.
+    Limits(Vec<Limit>),
 }
 
 /// A change that did not come about.
@@ -43,6 +46,9 @@ pub(crate) enum AskError {
     /// The file.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// A device to limit.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// The drive is not there.
     #[error("drive {id:?} is not one of the sandbox's; it has {has}")]
     Drive {
@@ -100,6 +106,7 @@ impl AskError {
         match self {
             Self::State(error) => error.fault(),
             Self::Image(error) => error.fault(),
+            Self::Device(error) => error.fault(),
             Self::Drive { .. } | Self::Part(_) | Self::Memory { .. } | Self::Ended(_) => Fault::Operator,
             Self::Socket { .. } | Self::Silence(_) => Fault::Host,
             Self::Refused { fault, .. } => *fault,
@@ -112,9 +119,24 @@ pub(crate) fn ask(state: &State, prefix: &str, ask: &Ask) -> Result<String, AskE
     let record = state.find(prefix)?;
     match ask {
         Ask::Drive { id, file } => ask_drive(state, &record, id, file)?,
-        Ask::Memory(mib) => tell(state, &record.id, &memory(&record, *mib)?, None)?,
+        Ask::Memory(mib) => tell(state, &record.id, &Wish::Cell(memory(&record, *mib)?), None)?,
+        Ask::Limits(limits) => tell(state, &record.id, &Wish::Limits(words(limits)?), None)?,
     }
     Ok(record.id)
+}
+
+/// The limits with the devices of files in the files' place: it is the asker whose names they are.
+fn words(limits: &[Limit]) -> Result<Vec<String>, AskError> {
+    let word = |limit: &Limit| {
+        let mut limit = limit.clone();
+        if let LimitValue::Io { of, .. } = &mut limit.value
+            && let IoDevice::Path(path) = of
+        {
+            *of = IoDevice::Device(device_of_path(path)?);
+        }
+        Ok(limit.to_string())
+    };
+    limits.iter().map(word).collect()
 }
 
 fn memory(record: &Record, asked: u64) -> Result<Change, AskError> {
@@ -131,7 +153,7 @@ fn ask_drive(state: &State, record: &Record, id: &str, file: &Path) -> Result<()
     // The lock goes with the descriptor: from here on the file is the sandbox's.
     image.lock(drive.writable)?;
     let change = Change::Drive(DriveChange { drive_id: id.to_owned(), path_on_host: FileRef::Fd(0) });
-    tell(state, &record.id, &change, Some(image.file.into()))
+    tell(state, &record.id, &Wish::Cell(change), Some(image.file.into()))
 }
 
 fn drive<'r>(record: &'r Record, id: &str) -> Result<&'r DriveRecord, AskError> {
@@ -144,7 +166,7 @@ fn drive<'r>(record: &'r Record, id: &str) -> Result<&'r DriveRecord, AskError> 
 }
 
 /// Sends the question, and waits for the answer.
-fn tell(state: &State, id: &str, change: &Change, file: Option<OwnedFd>) -> Result<(), AskError> {
+fn tell(state: &State, id: &str, wish: &Wish, file: Option<OwnedFd>) -> Result<(), AskError> {
     let failed = |errno: Errno| AskError::Socket { id: id.to_owned(), source: errno.into() };
     let (address, _directory) = address(&state.sandboxes().join(id)).map_err(|errno| match errno {
         Errno::NOENT => AskError::Ended(id.to_owned()),
@@ -156,7 +178,7 @@ fn tell(state: &State, id: &str, change: &Change, file: Option<OwnedFd>) -> Resu
         Errno::CONNREFUSED => AskError::Ended(id.to_owned()),
         errno => failed(errno),
     })?;
-    let text = serde_json::to_vec(change).map_err(|_| failed(Errno::INVAL))?;
+    let text = serde_json::to_vec(wish).map_err(|_| failed(Errno::INVAL))?;
     let files: Vec<BorrowedFd<'_>> = file.iter().map(AsFd::as_fd).collect();
     match send(&socket, &text, &files) {
         // It may have sent us away before we could speak; it says so.

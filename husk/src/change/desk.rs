@@ -4,8 +4,8 @@
 //! Invariant: one asker at a time, whose question has come within [`QUESTION_PATIENCE`] or he is sent away; the others wait in
 //! the backlog, so neither descriptors nor memory grow with their number.
 
-use super::{address, receive, send};
-use husk_protocol::control::{Change, Changed, Fault};
+use super::{Wish, address, receive, send};
+use husk_protocol::control::{Changed, Fault};
 use rustix::event::PollFlags;
 use rustix::net::{
     AddressFamily, SocketFlags, SocketType, accept_with, bind, listen, socket_with, sockopt::socket_peercred,
@@ -44,7 +44,7 @@ struct Asker {
 pub(crate) struct Question {
     /// For [`Desk::answer`].
     pub(crate) number: u32,
-    pub(crate) change: Change,
+    pub(crate) wish: Wish,
     pub(crate) file: Option<OwnedFd>,
 }
 
@@ -98,11 +98,11 @@ impl Desk {
             }
         };
         match serde_json::from_slice(&bytes) {
-            Ok(change) => {
+            Ok(wish) => {
                 let number = self.next;
                 self.next = number.wrapping_add(1);
                 self.asker.as_mut()?.question = Some(number);
-                Some(Question { number, change, file: files.into_iter().next() })
+                Some(Question { number, wish, file: files.into_iter().next() })
             }
             Err(error) => {
                 let line = crate::text::line(&error.to_string());

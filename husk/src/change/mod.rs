@@ -10,16 +10,27 @@ mod desk;
 pub(crate) use ask::{Ask, ask};
 pub(crate) use desk::{Desk, Question};
 
-use husk_protocol::control::MAX_CHANGE;
+use husk_protocol::control::{Change, MAX_CHANGE};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SocketAddrUnix, recvmsg,
 };
+use serde::{Deserialize, Serialize};
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+
+/// What a sandbox is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Wish {
+    /// Of its machine: the cell's to do.
+    Cell(Change),
+    /// Other limits of its cgroup, each `NAME=VALUE`: husk's, and no word of them reaches the cell.
+    Limits(Vec<String>),
+}
 
 /// The socket in a sandbox's directory.
 const NAME: &str = "socket";

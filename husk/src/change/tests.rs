@@ -64,7 +64,7 @@ fn a_question_arrives_with_its_file_and_the_answer_goes_back() {
     for (round, answer) in [Changed::default(), refusal, Changed::default()].into_iter().enumerate() {
         let asker = rig.asks("data");
         let question = rig.question();
-        let Change::Drive(drive) = &question.change else { panic!("{:?}", question.change) };
+        let Wish::Cell(Change::Drive(drive)) = &question.wish else { panic!("{:?}", question.wish) };
         assert_eq!(drive.drive_id, "data");
         let file = std::fs::File::from(question.file.unwrap());
         let (ours, theirs) = (std::fs::metadata(&rig.file).unwrap(), file.metadata().unwrap());
@@ -165,7 +165,7 @@ fn memory_is_asked_for_within_what_the_sandbox_was_started_for() {
     let asker = ask(&rig, 300);
     let question = rig.question();
     let asked = husk_protocol::control::MemoryChange { requested_size_mib: 172 };
-    assert_eq!((question.change, question.file.is_none()), (Change::Memory(asked), true));
+    assert_eq!((question.wish, question.file.is_none()), (Wish::Cell(Change::Memory(asked)), true));
     rig.desk.answer(question.number, &Changed::default());
     assert_eq!(asker.join().unwrap().unwrap(), "box");
 }

@@ -5,6 +5,7 @@
 
 use crate::change::Ask;
 use crate::isolation::Isolation;
+use crate::limits::Limit;
 use crate::options::{BOOT_TIMEOUT, DriveOption, NetworkOption, Options, PmemOption, VolumeOption};
 use crate::units;
 use argh::FromArgs;
@@ -159,6 +160,9 @@ pub(crate) struct Run {
     /// strict: what the host does not permit of the jail is refused; best-effort: it is left out and reported; default: strict
     #[argh(option, arg_name = "how", from_str_fn(isolation))]
     isolation: Option<Isolation>,
+    /// limit of the sandbox's cgroup, as in cpu.max=50%, memory.high=200M, pids.max=64, io.max=DRIVE:rbps=10M; may be repeated
+    #[argh(option, arg_name = "name=value")]
+    limit: Vec<Limit>,
     /// name of the sandbox: letters, digits and hyphens, at most 64; default: random
     #[argh(option, arg_name = "id")]
     id: Option<String>,
@@ -199,6 +203,7 @@ pub(crate) struct Kill {
     subcommand,
     name = "update",
     example = "{command_name} 3f9a --drive data=new.ext4",
+    example = "{command_name} 3f9a --limit cpu.max=25% --limit memory.high=100M",
     error_code(125, "It was not changed; one line on standard error says why.")
 )]
 pub(crate) struct Update {
@@ -208,6 +213,9 @@ pub(crate) struct Update {
     /// the memory that the guest is to have, as in 512M: what it booted in to what --memory-max said
     #[argh(option, arg_name = "size", from_str_fn(mebibytes))]
     pub(crate) memory: Option<u64>,
+    /// limit of its cgroup, as husk run takes it; may be repeated: all or none come about
+    #[argh(option, arg_name = "name=value")]
+    pub(crate) limit: Vec<Limit>,
     /// print the result as one JSON object
     #[argh(switch)]
     pub(crate) json: bool,
@@ -219,10 +227,15 @@ pub(crate) struct Update {
 impl Update {
     /// What is asked for: one thing.
     pub(crate) fn ask(&self) -> Result<Ask, String> {
-        let drive = match (self.drive.as_slice(), self.memory) {
-            ([], Some(mib)) => return Ok(Ask::Memory(mib)),
-            ([drive], None) => drive,
-            _ => return Err("one change at a time: --drive DRIVE=FILE or --memory SIZE, once".into()),
+        let drive = match (self.drive.as_slice(), self.memory, self.limit.as_slice()) {
+            ([], Some(mib), []) => return Ok(Ask::Memory(mib)),
+            ([], None, [_, ..]) => return Ok(Ask::Limits(self.limit.clone())),
+            ([drive], None, []) => drive,
+            _ => {
+                return Err(
+                    "one change at a time: --drive DRIVE=FILE or --memory SIZE, once, or any --limit".into(),
+                );
+            }
         };
         match drive.split_once('=') {
             Some((id, file)) if !id.is_empty() && !file.is_empty() => {
@@ -405,6 +418,7 @@ impl Run {
             entropy: self.entropy,
             strict: self.strict,
             isolation: self.isolation.unwrap_or_default(),
+            limits: self.limit,
             command,
         })
     }

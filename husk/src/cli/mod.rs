@@ -178,6 +178,7 @@ fn listed(record: &Record, now_ms: u64) -> serde_json::Value {
         "vcpus": record.vcpus,
         "memory_mib": record.memory_mib,
         "command": record.command,
+        "limits": record.limits,
     })
 }
 

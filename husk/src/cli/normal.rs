@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 
 /// Long options that take a value. A test holds this against argh's own opinion.
-const VALUED: [&str; 27] = [
+const VALUED: [&str; 28] = [
     "--rootfs",
     "--kernel",
     "--initrd",
@@ -31,6 +31,7 @@ const VALUED: [&str; 27] = [
     "--gateway",
     "--dns",
     "--isolation",
+    "--limit",
     "--id",
     "--name",
     "--signal",

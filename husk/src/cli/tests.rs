@@ -22,7 +22,8 @@ fn options(words: &[&str]) -> (crate::Options, Telling) {
 fn every_option_of_run_arrives() {
     let line = "run --rootfs=r --kernel k --initrd i --vcpus 2 --memory=1G --memory-max 2G --env A=1 --env B=2 --workdir /w --user u \
                 --timeout 30s --boot-timeout=5s --hugepages 2M --prefault --pin 0,1 -it --console --json --timings \
-                --drive f:/d:rw --pmem p:/p --volume h:/v --config c --vsock v --entropy --strict --id one -- sh -c x";
+                --drive f:/d:rw --pmem p:/p --volume h:/v --config c --vsock v --entropy --strict \
+                --limit cpu.max=50% --limit=pids.max=64 --id one -- sh -c x";
     let words: Vec<&str> = line.split_whitespace().collect();
     let (options, telling) = options(&words);
     assert_eq!((options.memory_mib, options.memory_max_mib), (Some(1024), Some(2048)));
@@ -32,6 +33,8 @@ fn every_option_of_run_arrives() {
     assert_eq!(options.pin, [0, 1]);
     assert!(options.hugepages && options.prefault && options.stdin && options.terminal && options.console);
     assert!(options.entropy && options.strict);
+    let limits: Vec<String> = options.limits.iter().map(ToString::to_string).collect();
+    assert_eq!(limits, ["cpu.max=50000 100000", "pids.max=64"]);
     assert!(options.drives[0].writable);
     assert_eq!(options.pmem[0].target, "/p");
     assert!(!options.volumes[0].writable);
@@ -51,6 +54,8 @@ fn usage_errors_are_one_line_that_names_the_thing() {
         (&["run", "--pin", "0,x", "--", "x"], &["--pin", "0,x"]),
         (&["run", "echo", "hi"], &["echo", "after --"]),
         (&["kill"], &["id"]),
+        (&["run", "--limit", "cpu.max=5x", "--", "x"], &["--limit", "cpu.max", "5x", "50%"]),
+        (&["run", "--limit", "cpu.quota=5", "--", "x"], &["cpu.quota", "cpu.max, cpu.weight"]),
         (&["kill", "--signal", "STOP", "x"], &["SIGSTOP", "TERM"]),
         (&[], &["no subcommand", "run"]),
     ] {
@@ -97,6 +102,7 @@ fn the_table_is_aligned() {
         drives: Vec::new(),
         cgroup: None,
         vsock: None,
+        limits: vec!["pids.max=9".into()],
     };
     let text = table(&[record("abc", "sleep"), record("a-very-long-name-of-one", "x")], 66_000);
     let lines: Vec<_> = text.lines().collect();

@@ -6,8 +6,9 @@
 
 mod ending;
 
-use crate::change::{Desk, Question};
+use crate::change::{Desk, Question, Wish};
 use crate::control::{Control, ControlError, Received};
+use crate::limits::Live;
 use crate::outcome::{Cause, Evidence};
 use crate::passt::Passt;
 use crate::poll_set::{PollSet, Token};
@@ -71,6 +72,8 @@ pub(crate) struct Pump<'a> {
     pub(crate) memory: Option<u64>,
     /// Where the sandbox is asked for changes.
     pub(crate) desk: Option<Desk>,
+    /// What its cgroup holds it to, to be changed.
+    pub(crate) live: Option<Live<'a>>,
     /// Their servers are started when the sandbox's cgroup is there.
     pub(crate) volumes: Volumes,
     /// As is the passt that is its network, if one is.
@@ -102,6 +105,7 @@ impl<'a> Pump<'a> {
             vsock: None,
             memory: None,
             desk: None,
+            live: None,
             volumes: Volumes::default(),
             passt: Passt::default(),
             timeline,
@@ -282,6 +286,9 @@ impl<'a> Pump<'a> {
                 if let Some(refusal) = &mut changed.refused {
                     refusal.message = crate::text::line(&refusal.message);
                 }
+                if let Some(live) = &mut self.live {
+                    live.answered(request, changed.refused.is_none());
+                }
                 if let Some(desk) = &mut self.desk {
                     desk.answer(request, &changed);
                 }
@@ -307,12 +314,28 @@ impl<'a> Pump<'a> {
     /// Passes a question on to the cell, once its guest runs: before that nobody there would hear it.
     pub(super) fn serve_desk(&mut self) {
         let Some(desk) = &mut self.desk else { return };
-        let Some(Question { number, change, file }) = desk.ready() else { return };
+        let Some(Question { number, wish, file }) = desk.ready() else { return };
         if !self.timeline.has(Stage::Ready) {
             let line = "the guest is not ready yet; ask again when it is";
             desk.answer(number, &Changed::refused(Fault::Operator, line));
-        } else if let Err(error) = self.control.change(number, change, file) {
-            self.fail(Fault::Host, error.to_string());
+            return;
+        }
+        match wish {
+            Wish::Cell(change) => {
+                if let Some(live) = &mut self.live {
+                    live.asked(number, &change, file.as_ref());
+                }
+                if let Err(error) = self.control.change(number, change, file) {
+                    self.fail(Fault::Host, error.to_string());
+                }
+            }
+            Wish::Limits(words) => {
+                let changed = self.live.as_mut().map_or(Ok(()), |live| live.change(&words));
+                let refused = changed.map_err(|error| {
+                    Changed::refused(error.fault(), crate::text::message(&error.to_string()))
+                });
+                desk.answer(number, &refused.err().unwrap_or_default());
+            }
         }
     }
 

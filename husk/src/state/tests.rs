@@ -18,6 +18,7 @@ pub(crate) fn record(id: &str, started_ms: u64) -> Record {
         drives: Vec::new(),
         cgroup: None,
         vsock: None,
+        limits: Vec::new(),
     }
 }
 

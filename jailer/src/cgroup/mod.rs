@@ -170,7 +170,7 @@ fn fill(order: &Order, made: &mut Made) -> Result<(), CgroupError> {
             unified.push(setting);
         } else if let Some(mount) = mounts.legacy(controller) {
             v1::file_under(&mut legacy, mount, setting)?;
-        } else {
+        } else if !setting.is_optional() {
             let (controller, file) = (controller.to_owned(), setting.file().to_owned());
             return Err(CgroupError::Missing { controller, file, version: order.version });
         }

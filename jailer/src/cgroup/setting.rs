@@ -1,4 +1,4 @@
-//! One `FILE=VALUE` of a cgroup, well formed.
+//! One `FILE=VALUE` of a cgroup, well formed. `FILE?=VALUE` is left out where the host has no such file or controller.
 //!
 //! Refuses names that are no file of a controller: with a slash, with `..`, without a controller before the first dot,
 //! and the core files (`cgroup.*`), which are the jailer's.
@@ -11,6 +11,7 @@ const MAX_VALUE: usize = 1024;
 pub struct Setting {
     file: String,
     value: String,
+    optional: bool,
 }
 
 /// Words that are no setting.
@@ -48,6 +49,21 @@ impl Setting {
         &self.value
     }
 
+    /// Whether it may be left out where the host does not offer it.
+    #[must_use]
+    pub fn is_optional(&self) -> bool {
+        self.optional
+    }
+
+    /// Whether both are written to one place: a file, or the line of one device in it.
+    fn is_same(&self, other: &Self) -> bool {
+        let device = |setting: &Self| {
+            let per_device = setting.file == "io.max" || setting.file.starts_with("blkio.throttle.");
+            setting.value.split(' ').next().filter(|_| per_device).map(str::to_owned)
+        };
+        self.file == other.file && device(self) == device(other)
+    }
+
     /// The controller that the file belongs to.
     #[must_use]
     pub fn controller(&self) -> &str {
@@ -56,6 +72,7 @@ impl Setting {
 
     fn parse(word: &str) -> Result<Self, SettingError> {
         let (file, value) = word.split_once('=').ok_or_else(|| SettingError::Form(word.to_owned()))?;
+        let (file, optional) = file.strip_suffix('?').map_or((file, false), |file| (file, true));
         let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte);
         let named = file.split_once('.').is_some_and(|(controller, rest)| {
             !controller.is_empty() && controller != "cgroup" && !rest.is_empty() && !file.contains("..")
@@ -69,7 +86,7 @@ impl Setting {
         if value.is_empty() || value.len() > MAX_VALUE || value.bytes().any(|byte| byte.is_ascii_control()) {
             return Err(SettingError::Value(file.to_owned()));
         }
-        Ok(Self { file: file.to_owned(), value: value.to_owned() })
+        Ok(Self { file: file.to_owned(), value: value.to_owned(), optional })
     }
 }
 
@@ -80,11 +97,11 @@ pub(crate) fn settings(words: &[String], cpus: Option<String>) -> Result<Vec<Set
         if !is_cpu_list(&list) {
             return Err(SettingError::Cpus(list));
         }
-        settings.push(Setting { file: "cpuset.cpus".to_owned(), value: list });
+        settings.push(Setting { file: "cpuset.cpus".to_owned(), value: list, optional: false });
     }
     for word in words {
         let setting = Setting::parse(word)?;
-        if settings.iter().any(|other| other.file == setting.file) {
+        if settings.iter().any(|other| other.is_same(&setting)) {
             return Err(SettingError::Twice(setting.file));
         }
         settings.push(setting);
@@ -111,6 +128,12 @@ mod tests {
         assert_eq!((setting.controller(), setting.file(), setting.value()), ("memory", "memory.max", "128M"));
         assert_eq!(Setting::parse("hugetlb.2MB.max=0").unwrap().controller(), "hugetlb");
         assert_eq!(Setting::parse("io.max=8:0 rbps=1").unwrap().value(), "8:0 rbps=1");
+        assert!(!setting.is_optional());
+        let optional = Setting::parse("memory.swap.max?=0").unwrap();
+        assert_eq!(
+            (optional.file(), optional.value(), optional.is_optional()),
+            ("memory.swap.max", "0", true)
+        );
     }
 
     #[test]
@@ -136,7 +159,7 @@ mod tests {
     #[test]
     fn cpus_are_a_setting_of_the_cpuset() {
         let found = settings(&["pids.max=9".into()], Some("0,2-3".into())).unwrap();
-        assert_eq!(found[0], Setting { file: "cpuset.cpus".into(), value: "0,2-3".into() });
+        assert_eq!(found[0], Setting { file: "cpuset.cpus".into(), value: "0,2-3".into(), optional: false });
         assert_eq!(found.len(), 2);
         for list in ["", ",", "0,", "a", "-1", "0-", "0-1-2", "99999", " 0"] {
             assert!(matches!(settings(&[], Some(list.into())), Err(SettingError::Cpus(_))), "{list}");
@@ -147,5 +170,8 @@ mod tests {
     fn one_file_is_set_once() {
         let twice = settings(&["cpuset.cpus=1".into()], Some("0".into()));
         assert_eq!(twice, Err(SettingError::Twice("cpuset.cpus".into())));
+        let words = ["io.max=8:0 rbps=1", "io.max=8:16 rbps=1", "io.max=8:0 wbps=1"].map(str::to_owned);
+        assert_eq!(settings(&words[..2], None).unwrap().len(), 2, "a line for each device");
+        assert_eq!(settings(&words, None), Err(SettingError::Twice("io.max".into())));
     }
 }

@@ -49,13 +49,16 @@ pub(super) fn make(hierarchy: &Hierarchy<'_>, order: &Order, made: &mut Made) ->
         inherit(&parent, &path)?;
     }
     for setting in &hierarchy.settings {
-        put(&leaf, setting.file(), setting.value()).map_err(|errno| {
-            let path = path.join(setting.file());
-            match errno {
-                Errno::NOENT => CgroupError::NoFile(path),
-                errno => CgroupError::Set { path, value: setting.value().to_owned(), errno },
+        let file = path.join(setting.file());
+        match put(&leaf, setting.file(), setting.value()) {
+            Ok(()) => {}
+            Err(Errno::NOENT) if setting.is_optional() => {}
+            Err(Errno::NOENT) => return Err(CgroupError::NoFile(file)),
+            Err(errno) => {
+                let value = setting.value().to_owned();
+                return Err(CgroupError::Set { path: file, value, errno });
             }
-        })?;
+        }
     }
     made.procs.push(procs(hierarchy, order)?);
     Ok(())

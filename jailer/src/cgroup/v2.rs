@@ -31,7 +31,10 @@ pub(super) fn make(
             enabled = true;
             result = put(&leaf, setting.file(), setting.value());
         }
-        result.map_err(|errno| refused(&path, setting, errno))?;
+        match result {
+            Err(Errno::NOENT) if setting.is_optional() => {}
+            other => other.map_err(|errno| refused(&path, setting, errno))?,
+        }
     }
     made.unified = Some(leaf);
     Ok(())
@@ -58,17 +61,17 @@ fn shared(mount: &Path, order: &Order) -> Vec<PathBuf> {
 
 /// Hands the controllers of `settings` down from the mount to the sandbox's parent.
 fn enable(mount: &Path, order: &Order, settings: &[&Setting]) -> Result<(), CgroupError> {
-    let mut wanted: Vec<&str> = settings.iter().map(|setting| setting.controller()).collect();
+    let offered = read(mount, "cgroup.controllers");
+    let is_offered =
+        |setting: &&&Setting| offered.split_whitespace().any(|name| name == setting.controller());
+    if let Some(missing) = settings.iter().find(|setting| !is_offered(setting) && !setting.is_optional()) {
+        let (controller, file) = (missing.controller().to_owned(), missing.file().to_owned());
+        return Err(CgroupError::Missing { controller, file, version: Some(2) });
+    }
+    let mut wanted: Vec<&str> =
+        settings.iter().filter(is_offered).map(|setting| setting.controller()).collect();
     wanted.sort_unstable();
     wanted.dedup();
-    let offered = read(mount, "cgroup.controllers");
-    if let Some(missing) =
-        wanted.iter().find(|controller| !offered.split_whitespace().any(|name| name == **controller))
-    {
-        let file = settings.iter().find(|setting| setting.controller() == *missing);
-        let file = file.map(|setting| setting.file().to_owned()).unwrap_or_default();
-        return Err(CgroupError::Missing { controller: (*missing).to_owned(), file, version: Some(2) });
-    }
     for level in std::iter::once(mount.to_owned()).chain(shared(mount, order)) {
         let there = read(&level, "cgroup.subtree_control");
         let mut change = String::new();

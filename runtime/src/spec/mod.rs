@@ -204,6 +204,13 @@ impl TryFrom<RawSpec> for MachineSpec {
         if raw.machine_config.track_dirty_pages {
             return Err(SpecError::not_yet("machine-config.track_dirty_pages", "there are no snapshots yet"));
         }
+        if raw.limits.is_some() {
+            return Err(SpecError::malformed(
+                "limits",
+                "{…}",
+                "nothing; husk itself writes them to the cgroup",
+            ));
+        }
         let placement = PlacementSpec::new(raw.placement, raw.machine_config.huge_pages, vcpus)?;
         let exec = raw.exec.map(ExecSpec::new).transpose()?;
         let memory = MemorySpec::new(raw.machine_config.mem_size_mib, raw.machine_config.huge_pages)?;

@@ -85,6 +85,8 @@ fn huge_pages_need_whole_pages_and_imply_prefault() {
 
 #[test]
 fn what_is_not_built_yet_is_refused_with_the_reason() {
+    let error = refused(|raw| raw.limits = Some(husk_protocol::spec::RawLimits::default()));
+    assert!(error.contains("limits") && error.contains("husk itself writes them"), "{error}");
     let error = refused(|raw| raw.machine_config.smt = true);
     assert!(error.starts_with("machine-config.smt: true is not supported: "), "{error}");
     let error = refused(|raw| raw.machine_config.track_dirty_pages = true);
