@@ -54,10 +54,12 @@ pub mod caller;
 mod cell;
 pub mod cgroup;
 mod executable;
+mod host;
 mod jail;
 pub mod layout;
 pub mod limits;
 pub mod plan;
+mod pool;
 pub mod report;
 mod sealed;
 mod sys;
@@ -71,6 +73,7 @@ pub use cgroup::CgroupError;
 pub use executable::ExecutableError;
 pub use jail::JailError;
 pub use plan::{Plan, Step};
+pub use pool::PoolError;
 
 use act::Site;
 use report::Fault;
@@ -91,6 +94,9 @@ pub fn enter(args: &Args, plan: &Plan) -> Result<Side, CellError> {
 pub fn run(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     let started = report::now_ns();
     let words = layout::called(words);
+    if let Some((_, rest)) = words.split_first().filter(|(first, _)| *first == "pool") {
+        return pool::command(rest);
+    }
     let args = match Args::parse(words.iter().cloned(), Caller::current()) {
         Ok(args) => args,
         Err(ArgsError::Asked(text)) => {

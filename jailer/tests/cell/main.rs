@@ -5,6 +5,7 @@
 
 mod layout;
 mod obstacles;
+mod pool;
 mod rootless;
 mod start;
 
