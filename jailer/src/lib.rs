@@ -46,6 +46,10 @@
 //!
 //! Removing them is the caller's: first whatever runs in the cgroups ends, then each is one `rmdir`. A step that fails before the
 //! clone takes both back itself. What existed before is never taken over: it is refused by name.
+//!
+//! With `--pool`, that directory and what is bound there are for all cells to come, and no cell's: `husk-jailer pool remove DIR` removes
+//! them. `husk-jailer pool fill DIR` (`refill`: without waiting for it) makes network namespaces ready, of which each cell has one, or
+//! makes its own.
 
 mod act;
 pub mod args;
