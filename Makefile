@@ -22,7 +22,7 @@ lab: ## run a command in the lab's machine: ARGS='husk run -- uname -a' (options
 	@tools/build
 	@eval "set -- $$HUSK_MAKE_ARGS" && tests/lab/run $(LAB) -- "$${@:-sh}"
 
-bench: ## stages of a cold run and the devices' work in instructions, then in time; PEER_FIRECRACKER=path [PEER_JAILER=path] adds Firecracker
+bench: ## stages of a cold run, one more cell and the devices' work in instructions, then in time; PEER_FIRECRACKER=path [PEER_JAILER=path] adds Firecracker
 	@PEER_FIRECRACKER='$(PEER_FIRECRACKER)' PEER_JAILER='$(PEER_JAILER)' tools/bench
 
 probe: ## what each wall denies, as tables (docs/isolation.md); PEER_JAILER=path PEER_FILTERS=path [PEER_FIRECRACKER=path] adds Firecracker

@@ -5,11 +5,14 @@
 //! Husk itself gives are removed.
 
 use crate::cgroup::Hierarchies;
-use crate::state::{State, check_id, discard, is_locked};
+use crate::state::{State, check_id, discard, is_locked, random};
 use rustix::fs::FlockOperation;
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
+
+/// Sandboxes that a collection beside a run looks at.
+const A_FEW: usize = 16;
 
 /// What a collection did.
 #[derive(Debug, Default)]
@@ -34,7 +37,7 @@ pub(crate) fn collect(state: &State, hierarchies: &Hierarchies, thorough: bool) 
     let mut collected = Collected::default();
     let mut dead = BTreeSet::new();
     drafts(state, &mut collected);
-    for name in names(&state.sandboxes()) {
+    for name in probed(state, thorough) {
         let directory = state.sandboxes().join(&name);
         if name.starts_with(".gone-") {
             note(&mut collected, &directory, std::fs::remove_dir_all(&directory));
@@ -47,7 +50,8 @@ pub(crate) fn collect(state: &State, hierarchies: &Hierarchies, thorough: bool) 
         let found = found.iter().flat_map(|place| names(place));
         dead.extend(found.filter(|name| check_id(name).is_ok() && !state.lives(name)));
     }
-    let slots = slots(state);
+    // There is a link for each sandbox that lives.
+    let slots = if thorough || !dead.is_empty() { slots(state) } else { Vec::new() };
     if thorough {
         let own = slots.iter().filter_map(|(_, owner)| id_of(state, owner));
         dead.extend(own.filter(|id| check_id(id).is_ok() && !state.lives(id)));
@@ -96,6 +100,19 @@ fn drafts(state: &State, collected: &mut Collected) {
         let directory = state.sandboxes().join(name);
         note(collected, &directory, std::fs::remove_dir_all(&directory));
     }
+}
+
+/// The sandboxes that are looked at. Each run looks at a few, wherever they stand, so that its cost does not grow with those
+/// that live; what is dead is found by one of the next.
+fn probed(state: &State, thorough: bool) -> Vec<String> {
+    let mut found = names(&state.sandboxes());
+    let mut start = [0_u8; 4];
+    if !thorough && found.len() > A_FEW && random(&mut start).is_ok() {
+        let start = usize::try_from(u32::from_le_bytes(start)).unwrap_or(0) % found.len();
+        found.rotate_left(start);
+        found.truncate(A_FEW);
+    }
+    found
 }
 
 /// Each user id in use: the link, and the directory of the sandbox that it leads to.
@@ -162,6 +179,35 @@ mod tests {
     use super::*;
     use crate::state::tests::record;
     use crate::vsock::Listener;
+
+    #[test]
+    fn a_run_looks_at_a_few_and_the_next_at_others() {
+        let base = std::env::temp_dir().join(format!("husk-gc-few-{}", std::process::id()));
+        let state = State::at(&base);
+        let hierarchies = Hierarchies::default();
+        let living: Vec<_> =
+            (0..3 * A_FEW).map(|number| state.register(&format!("living-{number}")).unwrap()).collect();
+        for number in 0..2 * A_FEW {
+            drop(state.register(&format!("dead-{number}")).unwrap());
+        }
+        let mut removed = 0;
+        let mut runs = 0;
+        while removed < 2 * A_FEW {
+            let collected = collect(&state, &hierarchies, false);
+            let directories = collected.removed.iter().filter(|path| path.starts_with(state.sandboxes()));
+            let now = directories.count();
+            assert!(now <= A_FEW, "{now}");
+            (removed, runs) = (removed + now, runs + 1);
+            assert!(runs < 1000, "{removed} of {} were found", 2 * A_FEW);
+        }
+        assert!((0..living.len()).all(|number| state.lives(&format!("living-{number}"))));
+        drop(state.register("dead").unwrap());
+        drop(living);
+        assert_eq!(std::fs::read_dir(state.sandboxes()).unwrap().count(), 3 * A_FEW + 1);
+        collect(&state, &hierarchies, true);
+        assert_eq!(std::fs::read_dir(state.sandboxes()).unwrap().count(), 0, "husk gc looks at all");
+        std::fs::remove_dir_all(base).unwrap();
+    }
 
     #[test]
     fn the_dead_go_and_the_living_stay() {

@@ -26,6 +26,7 @@ mod pack;
 mod passt;
 mod plan;
 mod poll_set;
+mod pool;
 mod prepare;
 mod pump;
 mod report;

@@ -14,6 +14,7 @@ use crate::outcome::{Evidence, Outcome, judge};
 use crate::pack::PackError;
 use crate::passt::{self, Passt};
 use crate::plan;
+use crate::pool::{Pool, Refill};
 use crate::prepare::{Manner, PrepareError, Prepared, Told, prepare};
 use crate::pump::{self, Cell, Pump};
 use crate::report::{Report, Resources};
@@ -242,10 +243,15 @@ impl<'a> Sandbox<'a> {
             report.walls.miss("cgroup", &error.to_string());
         }
         gc::collect(&state, &hierarchies, false);
-        let registration = state.register(&match &self.options.id {
-            Some(id) => id.clone(),
-            None => random_id()?,
-        })?;
+        let id = self.options.id.clone().map_or_else(random_id, Ok)?;
+        let registration = match state.register(&id) {
+            // A dead one's, which was not among those that were looked at.
+            Err(StateError::Taken(_)) if !state.lives(&id) => {
+                gc::collect(&state, &hierarchies, true);
+                state.register(&id)?
+            }
+            other => other?,
+        };
         report.id.clone_from(&registration.id);
         let place = Place { state, hierarchies, registration };
         let result = self.live(prepared, &place, Streams { stdio, size }, report);
@@ -301,6 +307,7 @@ impl<'a> Sandbox<'a> {
         pump.live = Some(place.keep(record, ordered.limits, prepared.limits));
         pump.volumes = Volumes::new(prepared.volumes, start);
         pump.passt = Passt::new(passt);
+        pump.refill = Refill::new(Pool::of(&place.state), prepared.jailer.clone());
         pump.run();
         report.degraded.extend(std::mem::take(&mut pump.volumes).finish());
         report.degraded.extend(std::mem::take(&mut pump.passt).finish());
@@ -462,6 +469,7 @@ impl Place {
             id: registration.id.clone(),
             uid: rootless::is_root().then_some(registration.uid),
             runtime: prepared.runtime.clone(),
+            pool: Some(Pool::of(&self.state).directory().to_owned()),
             parent_cgroup: self.hierarchies.parent().to_owned(),
             limits,
             isolation,

@@ -130,6 +130,8 @@ pub(crate) struct JailerOrder {
     /// User and group, if they are not the caller's.
     pub(crate) uid: Option<u32>,
     pub(crate) runtime: PathBuf,
+    /// Namespaces that are made once for all cells.
+    pub(crate) pool: Option<PathBuf>,
     /// The cgroup below which the sandbox's is made.
     pub(crate) parent_cgroup: String,
     /// `FILE=VALUE`.
@@ -161,6 +163,9 @@ impl JailerOrder {
             option("--gid", uid.to_string().into());
         }
         option("--exec-file", self.runtime.clone().into());
+        if let Some(pool) = &self.pool {
+            option("--pool", pool.into());
+        }
         option("--parent-cgroup", self.parent_cgroup.clone().into());
         for limit in &self.limits {
             option("--cgroup", limit.into());
@@ -283,6 +288,7 @@ mod tests {
             id: "one".into(),
             uid: Some(7),
             runtime: "/lib/husk-runtime".into(),
+            pool: Some("/run/husk/ns".into()),
             parent_cgroup: "husk".into(),
             limits: vec!["pids.max=3".into()],
             isolation: Isolation::Strict,
@@ -294,8 +300,8 @@ mod tests {
         let text: Vec<String> = order().arguments().into_iter().map(|a| a.into_string().unwrap()).collect();
         assert_eq!(
             text.join(" "),
-            "--id one --uid 7 --gid 7 --exec-file /lib/husk-runtime --parent-cgroup husk --cgroup pids.max=3 \
-             --control-fd 3 --"
+            "--id one --uid 7 --gid 7 --exec-file /lib/husk-runtime --pool /run/husk/ns --parent-cgroup husk \
+             --cgroup pids.max=3 --control-fd 3 --"
         );
         let rootless = JailerOrder { uid: None, isolation: Isolation::BestEffort, ..order() };
         let text: Vec<String> = rootless.arguments().into_iter().map(|a| a.into_string().unwrap()).collect();

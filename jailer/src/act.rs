@@ -9,10 +9,12 @@ use crate::caller::Isolation;
 use crate::cell;
 use crate::cgroup::{self, CgroupError};
 use crate::executable::{self, ExecutableError};
+use crate::host;
 use crate::jail::{self, Jail, JailError};
 use crate::layout::Chroot;
 use crate::limits::Limit;
 use crate::plan::{Plan, Step};
+use crate::pool::{self, PoolError};
 use crate::report::{self, Fault};
 use crate::sys::{self, Cloned};
 use crate::user_namespace;
@@ -41,6 +43,9 @@ pub enum CellError {
     /// The jail's directory.
     #[error(transparent)]
     Jail(#[from] JailError),
+    /// The namespaces that are made once.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
     /// The control socket.
     #[error("--control-fd {0}: {1}")]
     Control(i32, &'static str),
@@ -115,6 +120,7 @@ impl CellError {
             Self::Program(error) => error.fault(),
             Self::Cgroup(error) => error.fault(),
             Self::Jail(error) => error.fault(),
+            Self::Pool(error) => error.fault(),
             Self::Control(..) | Self::Volume(..) | Self::Limit { .. } => Fault::Operator,
             Self::Open { errno: Errno::NOENT, .. } => Fault::Operator,
             _ => Fault::Host,
@@ -147,6 +153,8 @@ pub(crate) struct Site {
     complaints: Option<OwnedFd>,
     /// What there is of Firecracker's layout.
     pub(crate) chroot: Chroot,
+    /// The process is in a network namespace that is the cell's alone.
+    pub(crate) has_network: bool,
     /// From the clone on, on both sides: what was made is the caller's to remove.
     pub(crate) cloned: bool,
 }
@@ -264,6 +272,7 @@ impl Site {
     }
 
     fn keep_descriptors(&mut self) -> Result<(), CellError> {
+        host::forget();
         self.netns = None;
         self.cgroups = cgroup::Made::default();
         let null = self.null.take().ok_or(CellError::Step { step: "descriptors", errno: Errno::BADF })?;
@@ -317,6 +326,10 @@ impl Step {
             Self::TakeNetworkSocket(number) => {
                 let taken = |errno| CellError::Volume("network-socket-fd", *number, errno);
                 site.served = Some(sys::adopt(*number).map_err(taken)?);
+            }
+            Self::EnterPool { path, caller, network } => {
+                let entered = pool::enter(path, *caller, *network)?;
+                site.has_network = entered.is_some_and(|entered| entered.network);
             }
             Self::MakeJail { base, program, id } => site.make_jail(base, program, id)?,
             Self::Clone { .. } => return site.clone_runtime(self),

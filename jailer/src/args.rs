@@ -46,6 +46,9 @@ struct Flags {
     /// network namespace to join (default: a new, empty one)
     #[argh(option)]
     netns: Option<PathBuf>,
+    /// directory of namespaces that are made once for all cells (default: each cell's are all its own)
+    #[argh(option)]
+    pool: Option<PathBuf>,
     /// cgroup version, 1 or 2 (default: wherever the host has the controller)
     #[argh(option)]
     cgroup_version: Option<String>,
@@ -115,6 +118,8 @@ pub struct Args {
     pub chroot_base_dir: Option<PathBuf>,
     /// Network namespace to join.
     pub netns: Option<PathBuf>,
+    /// Directory of namespaces that are made once, absolute.
+    pub pool: Option<PathBuf>,
     /// The only cgroup version to use.
     pub cgroup_version: Option<u8>,
     /// What is written into the sandbox's cgroups, in this order.
@@ -273,6 +278,7 @@ fn check(flags: Flags, rest: &[OsString], caller: Caller) -> Result<Args, ArgsEr
     let volume = volume(&flags)?;
     let network = network(&flags)?;
     let layout = chosen::layout(&flags, caller)?;
+    let pool = pool(&flags)?;
     let user = who(&flags, caller, volume.is_some())?;
     let id = flags.id.ok_or(ArgsError::Missing("id"))?;
     if id.is_empty()
@@ -310,6 +316,7 @@ fn check(flags: Flags, rest: &[OsString], caller: Caller) -> Result<Args, ArgsEr
         uid: user.uid,
         gid: user.gid,
         netns: flags.netns,
+        pool,
         cgroup_version: version(flags.cgroup_version)?,
         settings: crate::cgroup::settings(&flags.cgroup, flags.cpus)?,
         parent_cgroup: parent(flags.parent_cgroup.as_deref().unwrap_or_else(|| layout.parent(&program)))?,
@@ -356,6 +363,21 @@ fn network(flags: &Flags) -> Result<Option<i32>, ArgsError> {
     ];
     exclude("network-socket-fd", &excluded)?;
     descriptor("network-socket-fd", socket).map(Some)
+}
+
+fn pool(flags: &Flags) -> Result<Option<PathBuf>, ArgsError> {
+    let Some(pool) = &flags.pool else { return Ok(None) };
+    let excluded = [
+        ("chroot-base-dir", flags.chroot_base_dir.is_some()),
+        ("volume-fd", flags.volume_fd.is_some()),
+        ("network-socket-fd", flags.network_socket_fd.is_some()),
+    ];
+    exclude("pool", &excluded)?;
+    if !pool.is_absolute() || has_dots(pool) || pool.file_name().is_none() {
+        let allowed = "an absolute path without .. is expected";
+        return Err(ArgsError::Path { flag: "pool", value: pool.clone(), allowed });
+    }
+    Ok(Some(pool.clone()))
 }
 
 fn exclude(with: &'static str, flags: &[(&'static str, bool)]) -> Result<(), ArgsError> {

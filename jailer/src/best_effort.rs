@@ -8,6 +8,7 @@
 use crate::act::{CellError, Site};
 use crate::caller::Caller;
 use crate::cgroup::{self, CgroupError, Made, Order};
+use crate::host;
 use crate::plan::Step;
 use crate::report;
 use crate::sys::{self, Cloned};
@@ -105,7 +106,7 @@ impl Site {
     pub(crate) fn clone_cell(&mut self, step: &Step) -> Result<Cloned, CellError> {
         let Step::Clone { user, net, detached } = *step else { return Err(CellError::Clone(Errno::NOSYS)) };
         let others = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
-        let others = others | if net { libc::CLONE_NEWNET } else { 0 };
+        let others = others | if net && !self.has_network { libc::CLONE_NEWNET } else { 0 };
         let own = if user { libc::CLONE_NEWUSER } else { 0 };
         let errno = match self.clone_with(others | own, detached) {
             Err(errno) if user && user_namespace::is_refusal(errno) => errno,
@@ -147,8 +148,8 @@ impl Site {
     /// never refused: what it leaves open are side channels, which are the operator's to judge.
     pub(crate) fn schedule_cores(&self) {
         let Err(errno) = sys::new_core_cookie() else { return };
-        let threads = std::fs::read_to_string("/sys/devices/system/cpu/smt/active");
-        if threads.is_ok_and(|text| text.trim() == "1") {
+        let threads = host::read("/sys/devices/system/cpu/smt/active");
+        if threads.is_some_and(|text| text.trim() == "1") {
             self.miss("core scheduling", &format!("prctl PR_SCHED_CORE: {errno}"));
         }
     }

@@ -200,7 +200,7 @@ pub(crate) fn keep(
 }
 
 /// The same file at a number that nothing is about to be put at.
-fn away(fd: OwnedFd) -> Result<OwnedFd, Errno> {
+pub(crate) fn away(fd: OwnedFd) -> Result<OwnedFd, Errno> {
     fcntl_dupfd_cloexec(&fd, OUT_OF_THE_WAY)
 }
 

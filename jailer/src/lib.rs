@@ -46,6 +46,10 @@
 //!
 //! Removing them is the caller's: first whatever runs in the cgroups ends, then each is one `rmdir`. A step that fails before the
 //! clone takes both back itself. What existed before is never taken over: it is refused by name.
+//!
+//! With `--pool`, that directory and what is bound there are for all cells to come, and no cell's: `husk-jailer pool remove DIR` removes
+//! them. `husk-jailer pool fill DIR` (`refill`: without waiting for it) makes network namespaces ready, of which each cell has one, or
+//! makes its own.
 
 mod act;
 pub mod args;
@@ -54,10 +58,12 @@ pub mod caller;
 mod cell;
 pub mod cgroup;
 mod executable;
+mod host;
 mod jail;
 pub mod layout;
 pub mod limits;
 pub mod plan;
+mod pool;
 pub mod report;
 mod sealed;
 mod sys;
@@ -71,6 +77,7 @@ pub use cgroup::CgroupError;
 pub use executable::ExecutableError;
 pub use jail::JailError;
 pub use plan::{Plan, Step};
+pub use pool::PoolError;
 
 use act::Site;
 use report::Fault;
@@ -91,6 +98,9 @@ pub fn enter(args: &Args, plan: &Plan) -> Result<Side, CellError> {
 pub fn run(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     let started = report::now_ns();
     let words = layout::called(words);
+    if let Some((_, rest)) = words.split_first().filter(|(first, _)| *first == "pool") {
+        return pool::command(rest);
+    }
     let args = match Args::parse(words.iter().cloned(), Caller::current()) {
         Ok(args) => args,
         Err(ArgsError::Asked(text)) => {

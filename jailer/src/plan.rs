@@ -44,6 +44,16 @@ pub enum Step {
     },
     /// Let the process have as much of something as [`Step::Limit`] gives it later, which takes a privilege.
     RaiseLimit(Limit),
+    /// Enter namespaces that were made once for all cells: a mount namespace of one mount, to be cloned from, and an empty network
+    /// namespace that no cell has had. What is not there is made, or done without: the clone makes its own.
+    EnterPool {
+        /// The directory.
+        path: PathBuf,
+        /// Who builds the cell.
+        caller: Caller,
+        /// Whether a network namespace is wanted.
+        network: bool,
+    },
     /// Make the process that becomes the runtime, in namespaces of its own.
     Clone {
         /// Whether it gets a user namespace, to which the other namespaces belong.
@@ -259,6 +269,11 @@ impl From<&Args> for Plan {
             base,
             program: args.program.clone(),
             id: args.id.clone(),
+        }));
+        steps.extend(args.pool.clone().map(|path| Step::EnterPool {
+            path,
+            caller: args.caller,
+            network: args.netns.is_none(),
         }));
         if args.caller.is_root() {
             steps.extend(args.limits.iter().copied().map(Step::RaiseLimit));

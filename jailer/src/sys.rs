@@ -141,6 +141,25 @@ pub(crate) fn new_cgroup_namespace() -> Result<(), Errno> {
     if result == 0 { Ok(()) } else { Err(last_error()) }
 }
 
+/// New namespaces of the kinds in `flags` (`CLONE_NEW…`), of which this process is in from here on.
+pub(crate) fn unshare(flags: i32) -> Result<(), Errno> {
+    // SAFETY: a plain number of namespaces' flags; the process has one thread, and shares neither memory nor descriptors.
+    let result = unsafe { libc::unshare(flags) };
+    if result == 0 { Ok(()) } else { Err(last_error()) }
+}
+
+/// Ends the process as it is: nothing that it was about to do is done.
+pub(crate) fn end_at_once() -> ! {
+    // SAFETY: takes no pointer and does not return.
+    unsafe { libc::_exit(1) }
+}
+
+/// Sleeps until a signal ends the process.
+pub(crate) fn sleep_until_killed() {
+    // SAFETY: takes no pointer; returns only after a signal that has a handler, of which there is none.
+    unsafe { libc::pause() };
+}
+
 /// Gives the process a core scheduling cookie of its own, which its threads inherit: the kernel lets no task with another
 /// cookie run on a sibling thread of its core at the same time (admin-guide/hw-vuln/core-scheduling.rst).
 pub(crate) fn new_core_cookie() -> Result<(), Errno> {

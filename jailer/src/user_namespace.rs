@@ -5,8 +5,9 @@
 //! and for a group's only after setgroups(2) was denied for good.
 
 use crate::caller::Caller;
+use crate::host;
 use rustix::fd::AsFd;
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::OFlags;
 use rustix::io::{Errno, retry_on_intr, write};
 
 /// Maps `outside`, the effective user and group of whoever made the namespace, to `inside`. Called once, inside.
@@ -17,7 +18,7 @@ pub(crate) fn map(inside: Caller, outside: Caller) -> Result<(), Errno> {
 }
 
 fn put(path: &str, text: &str) -> Result<(), Errno> {
-    let file = openat(CWD, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let file = host::open(path, OFlags::WRONLY)?;
     // The kernel takes a map in one write, or not at all.
     retry_on_intr(|| write(file.as_fd(), text.as_bytes())).map(drop)
 }
@@ -33,7 +34,7 @@ pub(crate) fn is_refusal(errno: Errno) -> bool {
 const APPARMOR: &str = "/proc/sys/kernel/apparmor_restrict_unprivileged_userns";
 
 fn is(path: &str, value: &str) -> bool {
-    std::fs::read_to_string(path).is_ok_and(|text| text.trim() == value)
+    host::read(path).is_some_and(|text| text.trim() == value)
 }
 
 /// Why the host may have refused one, and what to do about it; from `errno` and the switches that there are for it.

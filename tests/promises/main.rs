@@ -24,6 +24,7 @@ mod net;
 mod net_user;
 mod placement;
 mod pmem;
+mod pool;
 mod refused;
 mod rootless;
 mod state;

@@ -73,6 +73,8 @@ fn uid_0_is_never_used() {
     );
     // Where husk was before it made room for sandboxes: in a real session with the caller's shell.
     assert_eq!(him.cgroups().into_iter().collect::<Vec<_>>(), ["husk-callers"]);
+    // The process that holds his namespaces is there, until it is told to end.
+    him.husk(["gc", "--all"]).output().expect_status(0);
     std::fs::remove_dir(format!("/sys/fs/cgroup/husk-test-{}/husk-callers", std::process::id())).unwrap();
     before.assert_restored();
 }
@@ -201,6 +203,8 @@ fn a_network_in_user_mode_is_his_as_well() {
     let passt = seen.iter().find(|process| process.name.starts_with("passt")).expect("passt ran");
     let his = format!("{UID}\t{UID}\t{UID}\t{UID}");
     assert_eq!((&passt.uids, passt.strict.as_str()), (&his, "1"), "{passt:?}");
+    // The process that holds his namespaces is there, until it is told to end.
+    him.husk(["gc", "--all"]).output().expect_status(0);
     std::fs::remove_dir(format!("/sys/fs/cgroup/husk-test-{}/husk-callers", std::process::id())).unwrap();
     before.assert_restored();
 }

@@ -16,6 +16,12 @@ pub const STATE: &str = "/run/husk";
 
 /// What the first sandbox of a machine makes for all that follow, by rule and empty: no sandbox's trace.
 const STANDING: [&str; 2] = ["file /run/husk/sandboxes", "file /run/husk/slots"];
+/// The namespaces that it makes as well: this directory, mounted, with one bind in it, and at most so many network namespaces, of
+/// which those that are ready have a name in `free`.
+const POOL: &str = "/run/husk/ns";
+const POOLED: usize = 16;
+/// Without root a process holds them, one a user's state directory.
+const HOLDER: &str = "husk-holder";
 
 impl Footprint {
     /// Counts now.
@@ -44,7 +50,35 @@ impl Footprint {
         }
         // The parent of sandboxes' cgroups, one in each hierarchy.
         things.retain(|thing| !(thing.starts_with("cgroup /sys/fs/cgroup/") && thing.ends_with("/husk")));
-        Self { things }
+        let mut footprint = Self { things };
+        footprint.stand_on_the_pool();
+        footprint
+    }
+
+    /// Leaves the pool out of the count, as far as it is what it may be: one more of anything is counted.
+    fn stand_on_the_pool(&mut self) {
+        for point in [POOL.to_owned(), format!("{POOL}/pool")] {
+            let is_here = |thing: &&String| {
+                thing.strip_prefix("mount ").and_then(|line| line.split(' ').nth(4)) == Some(point.as_str())
+            };
+            if let Some(mount) = self.things.iter().find(is_here).cloned() {
+                self.things.remove(&mount);
+            }
+        }
+        for directory in ["net", "free"] {
+            let place = format!("file {POOL}/{directory}/");
+            let names: Vec<_> =
+                self.things.iter().filter(|thing| thing.starts_with(&place)).cloned().collect();
+            for name in names.iter().take(POOLED) {
+                self.things.remove(name);
+            }
+        }
+        for name in ["", "/pool", "/stub", "/net", "/free"] {
+            self.things.remove(&format!("file {POOL}{name}"));
+        }
+        if let Some(holder) = self.things.iter().find(|thing| is_holder(thing)).cloned() {
+            self.things.remove(&holder);
+        }
     }
 
     /// Asserts that nothing was added to or taken from what was there; waits a moment for what ends by itself.
@@ -66,6 +100,13 @@ impl Footprint {
             std::thread::sleep(Duration::from_millis(20));
         }
     }
+}
+
+fn is_holder(thing: &str) -> bool {
+    thing
+        .strip_prefix("process ")
+        .and_then(|process| process.split_once(' '))
+        .is_some_and(|(_, name)| name == HOLDER)
 }
 
 /// Processes with a command line (kernel threads have none), and zombies.

@@ -253,6 +253,9 @@ pub(crate) struct Gc {
     /// print one JSON object
     #[argh(switch)]
     pub(crate) json: bool,
+    /// remove as well what is kept for sandboxes to come: the namespaces that were made once
+    #[argh(switch)]
+    pub(crate) all: bool,
 }
 
 /// Say what this machine offers and lacks for sandboxes of strangers' code, and what mends it.

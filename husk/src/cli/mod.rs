@@ -6,12 +6,14 @@
 mod args;
 mod normal;
 
+use crate::assets::Assets;
 use crate::cgroup::Hierarchies;
 use crate::change::ask;
 use crate::doctor;
 use crate::gc::{self, Collected};
 use crate::outcome::Outcome;
 use crate::pack;
+use crate::pool::Pool;
 use crate::report::Report;
 use crate::sandbox::Sandbox;
 use crate::session::Stdio;
@@ -259,6 +261,15 @@ fn collect(options: &Gc) -> u8 {
         Ok(hierarchies) => gc::collect(&state, &hierarchies, true),
         Err(error) => Collected { failed: vec![text::message(&error.to_string())], ..Collected::default() },
     };
+    if options.all {
+        let pool = Pool::of(&state);
+        let removed = Assets::usual().jailer().map_err(|error| error.to_string());
+        match removed.and_then(|jailer| pool.remove(&jailer)) {
+            Ok(true) => collected.removed.push(pool.directory().to_owned()),
+            Ok(false) => {}
+            Err(line) => collected.failed.push(line),
+        }
+    }
     collected.removed.extend(pack::usual_cache().map(|cache| pack::collect(&cache)).unwrap_or_default());
     let status = if collected.failed.is_empty() { 0 } else { HUSK_FAILED };
     if options.json {

@@ -4,6 +4,8 @@
 
 use super::files::Root;
 use super::{Check, Verdict};
+use crate::pool::{Pool, SIZE};
+use crate::state::State;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -16,11 +18,31 @@ pub(super) struct Facts {
     tun: bool,
     packer: Option<PathBuf>,
     passt: Option<PathBuf>,
+    /// Where namespaces are made once, and how many of them are ready.
+    pool: (PathBuf, Option<usize>),
 }
 
 impl Facts {
     pub(super) fn collect(root: &Root) -> Self {
-        Self { tun: root.has("dev/net/tun"), packer: program("mkfs.erofs"), passt: program("passt") }
+        let pool = Pool::of(&State::usual());
+        Self {
+            tun: root.has("dev/net/tun"),
+            packer: program("mkfs.erofs"),
+            passt: program("passt"),
+            pool: (pool.directory().to_owned(), pool.ready()),
+        }
+    }
+
+    fn namespaces(&self) -> Check {
+        const WHY: &str = "cells are made out of them; husk gc --all removes them";
+        let (directory, ready) = (self.pool.0.display(), self.pool.1);
+        let found = match ready {
+            Some(ready) => {
+                format!("{directory}: a mount namespace, {ready} of {SIZE} network namespaces ready")
+            }
+            None => format!("none in {directory}; the first sandbox makes them, where the host permits it"),
+        };
+        Check::new("namespaces", Verdict::Ok, found, WHY)
     }
 
     pub(super) fn judge(&self) -> Vec<Check> {
@@ -34,6 +56,7 @@ impl Facts {
         };
         vec![
             tun,
+            self.namespaces(),
             found("mkfs.erofs", self.packer.as_deref(), PACKER, "apt install erofs-utils"),
             found("passt", self.passt.as_deref(), PASST, "apt install passt"),
         ]

@@ -12,6 +12,7 @@ use crate::limits::Live;
 use crate::outcome::{Cause, Evidence};
 use crate::passt::Passt;
 use crate::poll_set::{PollSet, Token};
+use crate::pool::Refill;
 use crate::session::{Session, SessionError};
 use crate::signals::{Meaning, Signals};
 use crate::spawn::Process;
@@ -78,6 +79,8 @@ pub(crate) struct Pump<'a> {
     pub(crate) volumes: Volumes,
     /// As is the passt that is its network, if one is.
     pub(crate) passt: Passt,
+    /// What is made ready for sandboxes to come.
+    pub(crate) refill: Refill,
     pub(crate) timeline: Timeline,
     pub(crate) evidence: Evidence,
     jailer_words: Vec<u8>,
@@ -108,6 +111,7 @@ impl<'a> Pump<'a> {
             live: None,
             volumes: Volumes::default(),
             passt: Passt::default(),
+            refill: Refill::default(),
             timeline,
             evidence: Evidence::default(),
             jailer_words: Vec::new(),
@@ -121,7 +125,8 @@ impl<'a> Pump<'a> {
         while !self.is_over() {
             let mut set = PollSet::default();
             self.interests(&mut set);
-            match set.wait(self.next_deadline()) {
+            let deadlines = [self.next_deadline(), self.refill.deadline()];
+            match set.wait(deadlines.into_iter().flatten().min()) {
                 Ok(ready) => {
                     for token in ready {
                         self.ready(token);
@@ -131,8 +136,10 @@ impl<'a> Pump<'a> {
             }
             self.draw_conclusions();
             self.check_deadlines();
+            self.refill.turn(self.timeline.has(Stage::Ready));
         }
         self.terminal = None;
+        self.refill.finish();
         self.evidence.heard = self.session.heard.clone();
         self.evidence.was_ready = self.timeline.has(Stage::Ready);
         self.evidence.jailer = self.cell.jailer.end().map(|end| end.how);

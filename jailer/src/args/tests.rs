@@ -225,7 +225,7 @@ fn firecrackers_layout_is_refused_where_it_cannot_be() {
     let error = |words: &[&str]| with(words).unwrap_err().to_string();
     assert_eq!(error(&["--layout", "full"]), "--layout \"full\": empty or firecracker is allowed");
     assert_eq!(error(&["--copy-binary"]), "--layout firecracker is missing");
-    for (flag, value) in [("control-fd", "7"), ("network-socket-fd", "7")] {
+    for (flag, value) in [("control-fd", "7"), ("network-socket-fd", "7"), ("pool", "/run/husk/ns")] {
         let word = format!("--{flag}");
         let said = error(&["--layout", "firecracker", &word, value]);
         assert_eq!(said, format!("--{flag} cannot be given with --layout firecracker"));
@@ -262,4 +262,17 @@ fn what_may_have_been_meant_is_named() {
     let error = |word: &str| with(&[word, "x"]).unwrap_err().to_string();
     assert!(error("--chroot-base").contains("did you mean --chroot-base-dir?"), "{}", error("--chroot-base"));
     assert!(error("--api-sock").contains("goes behind --"), "{}", error("--api-sock"));
+}
+
+#[test]
+fn a_pool_is_an_absolute_directory_and_a_sandboxs_alone() {
+    assert_eq!(with(&["--pool", "/run/husk/ns"]).unwrap().pool, Some("/run/husk/ns".into()));
+    for path in ["ns", "/run/../ns", "/", ""] {
+        let error = with(&["--pool", path]).unwrap_err().to_string();
+        assert_eq!(error, format!("--pool {path:?}: an absolute path without .. is expected"));
+    }
+    for other in [["--chroot-base-dir", "/x"], ["--network-socket-fd", "5"]] {
+        let error = with(&[&["--pool", "/run/husk/ns"], &other[..]].concat()).unwrap_err().to_string();
+        assert_eq!(error, format!("{} cannot be given with --pool", other[0]));
+    }
 }

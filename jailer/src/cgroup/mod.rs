@@ -12,10 +12,11 @@ mod v2;
 pub(crate) use setting::settings;
 pub use setting::{Setting, SettingError};
 
+use crate::host;
 use crate::report::Fault;
 use mounts::Mounts;
 use rustix::fd::OwnedFd;
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, mkdirat, openat, unlinkat};
+use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
 use rustix::io::{Errno, retry_on_intr, write};
 use std::path::{Path, PathBuf};
 
@@ -194,7 +195,7 @@ impl Made {
     /// Takes back what was made; for a sandbox that never was.
     pub(crate) fn remove(&self) {
         for directory in self.directories.iter().rev() {
-            let _ = unlinkat(CWD, directory, AtFlags::REMOVEDIR);
+            host::remove_directory(directory);
         }
     }
 

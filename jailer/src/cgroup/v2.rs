@@ -72,8 +72,12 @@ fn enable(mount: &Path, order: &Order, settings: &[&Setting]) -> Result<(), Cgro
         settings.iter().filter(is_offered).map(|setting| setting.controller()).collect();
     wanted.sort_unstable();
     wanted.dedup();
-    for level in std::iter::once(mount.to_owned()).chain(shared(mount, order)) {
-        let there = read(&level, "cgroup.subtree_control");
+    let levels: Vec<_> = std::iter::once(mount.to_owned()).chain(shared(mount, order)).collect();
+    for (at, level) in levels.iter().enumerate() {
+        // What another jailer is enabling at this moment is listed before the files are there. The last one is written to in any
+        // case: the kernel does one change at a time, so the files are there after it.
+        let is_last = at + 1 == levels.len();
+        let there = if is_last { String::new() } else { read(level, "cgroup.subtree_control") };
         let mut change = String::new();
         for controller in
             wanted.iter().filter(|wanted| !there.split_whitespace().any(|name| name == **wanted))
@@ -82,7 +86,7 @@ fn enable(mount: &Path, order: &Order, settings: &[&Setting]) -> Result<(), Cgro
         }
         let change = change.trim_end();
         if !change.is_empty() {
-            put(&directory(&level)?, "cgroup.subtree_control", change).map_err(|errno| {
+            put(&directory(level)?, "cgroup.subtree_control", change).map_err(|errno| {
                 let path = level.join("cgroup.subtree_control");
                 CgroupError::Enable { controllers: change.to_owned(), path, errno }
             })?;

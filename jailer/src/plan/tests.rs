@@ -55,6 +55,31 @@ fn the_order_is_this() {
 }
 
 #[test]
+fn the_pool_is_entered_with_all_privileges_and_everything_of_the_host_open() {
+    let at_pool = |plan: &Plan| place(plan, |step| matches!(step, Step::EnterPool { .. }));
+    let root = plan(&["--pool", "/run/husk/ns"]);
+    let names = names(&root);
+    let before =
+        ["OpenProgram", "OpenNull", "MakeCgroups", "EnterPool", "RaiseLimit", "RaiseLimit", "BecomeUser"];
+    assert_eq!(names[..before.len()], before);
+    assert_eq!(names[before.len()..], names_of_the_rest(&plan(&[])));
+    let joined = plan(&["--pool", "/run/husk/ns", "--netns", "/run/netns/x"]);
+    assert!(place(&joined, |step| *step == Step::JoinNetns) < at_pool(&joined));
+    let asks = |plan: &Plan| match &plan.steps()[at_pool(plan)] {
+        Step::EnterPool { network, .. } => *network,
+        _ => unreachable!(),
+    };
+    assert!(asks(&root) && !asks(&joined), "one network is enough");
+    let rootless = planned(&["--id", "x", "--exec-file", "/opt/prog", "--pool", "/run/user/1/ns"], SOMEBODY);
+    assert!(at_pool(&rootless) < place(&rootless, |step| matches!(step, Step::Clone { .. })));
+}
+
+fn names_of_the_rest(plan: &Plan) -> Vec<String> {
+    let user = place(plan, |step| matches!(step, Step::BecomeUser { .. }));
+    names(plan).split_off(user + 1)
+}
+
+#[test]
 fn without_root_the_cell_is_the_same_and_the_user_the_caller() {
     let rootless = planned(&["--id", "x", "--exec-file", "/opt/prog"], SOMEBODY);
     let expected = [&["OpenProgram", "OpenNull", "MakeCgroups"], &INSIDE[..], &["DieWithParent", "Execute"]];

@@ -6,6 +6,7 @@
 mod cgroups;
 mod layout;
 mod obstacles;
+mod pool;
 mod rootless;
 mod start;
 

@@ -11,10 +11,10 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-const SOMEBODY: u32 = 54_400;
+pub(crate) const SOMEBODY: u32 = 54_400;
 
 /// Programs that he may execute, and a cgroup that is his, with himself in it.
-struct Somebody<'a> {
+pub(crate) struct Somebody<'a> {
     world: &'a World,
     programs: PathBuf,
     /// His cgroup, below version 2's mount, and himself in it.
@@ -25,7 +25,7 @@ struct Somebody<'a> {
 
 impl<'a> Somebody<'a> {
     /// None: no version 2 here.
-    fn new(world: &'a World) -> Option<Self> {
+    pub(crate) fn new(world: &'a World) -> Option<Self> {
         let programs = world.base.join("programs");
         std::fs::create_dir(&programs).unwrap();
         for directory in [&world.base, &programs] {
@@ -46,11 +46,20 @@ impl<'a> Somebody<'a> {
     }
 
     /// The jailer as he starts it.
-    fn jailer(&self, id: &str, exec_file: &str) -> Command {
-        let programs = if self.root.is_some() { Path::new("/programs") } else { &self.programs };
-        let mut command = Command::new(programs.join("husk-jailer"));
+    pub(crate) fn jailer(&self, id: &str, exec_file: &str) -> Command {
+        let mut command = self.bare_jailer();
         command.args(["--id", id, "--control-fd", "3", "--parent-cgroup", PARENT, "--exec-file"]);
-        command.arg(programs.join(exec_file));
+        command.arg(self.programs().join(exec_file));
+        command
+    }
+
+    fn programs(&self) -> &Path {
+        if self.root.is_some() { Path::new("/programs") } else { &self.programs }
+    }
+
+    /// The same without any argument.
+    pub(crate) fn bare_jailer(&self) -> Command {
+        let mut command = Command::new(self.programs().join("husk-jailer"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let callers = self.delegated.join("callers/cgroup.procs");
         let root = self.root.clone();
@@ -63,7 +72,7 @@ impl<'a> Somebody<'a> {
         command
     }
 
-    fn run(&self, id: &str, before: &[&str]) -> Outcome {
+    pub(crate) fn run(&self, id: &str, before: &[&str]) -> Outcome {
         let mut command = self.jailer(id, "witness");
         let (control, child) = start({
             command.args(before);

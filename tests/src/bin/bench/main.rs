@@ -1,10 +1,12 @@
 //! Prints the stages of a cold run, with the peer in the same boot of the lab.
 //!
 //! `husk-bench [--husk PATH] [--runs N] [--unit instructions|time] [--firecracker PATH --jailer PATH --kernel PATH
-//! [--pci-kernel PATH]]`, with `--load PATH` (the guest's program) what the devices' work costs instead; `--only TEXT`: the rows that have it in their name.
+//! [--pci-kernel PATH]]`, with `--load PATH` (the guest's program) what the devices' work costs instead; `--only TEXT`: the rows that have it in their name;
+//! with `--cells PATH` (the program in them) what one more cell costs instead.
 //!
 //! A benchmark judges nothing: an aim that is missed is printed with the stage that takes most of it.
 
+mod cells;
 mod table;
 mod throughput;
 
@@ -24,6 +26,7 @@ struct Options {
     kernel: Option<String>,
     pci_kernel: Option<String>,
     load: Option<String>,
+    cells: Option<String>,
     only: String,
 }
 
@@ -37,6 +40,7 @@ fn options() -> Result<Options, String> {
         kernel: None,
         pci_kernel: None,
         load: None,
+        cells: None,
         only: String::new(),
     };
     let mut words = std::env::args().skip(1);
@@ -51,6 +55,7 @@ fn options() -> Result<Options, String> {
             "--kernel" => options.kernel = Some(value),
             "--pci-kernel" => options.pci_kernel = Some(value),
             "--load" => options.load = Some(value),
+            "--cells" => options.cells = Some(value),
             "--only" => options.only = value,
             _ => return Err(format!("{word}: no such option")),
         }
@@ -59,9 +64,10 @@ fn options() -> Result<Options, String> {
 }
 
 fn main() -> ExitCode {
-    let done = options().and_then(|options| match &options.load {
-        Some(program) => throughput::bench(&options, program),
-        None => bench(&options),
+    let done = options().and_then(|options| match (&options.load, &options.cells) {
+        (Some(program), _) => throughput::bench(&options, program),
+        (None, Some(program)) => cells::bench(&options, program),
+        (None, None) => bench(&options),
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,
