@@ -18,7 +18,7 @@ use crate::devices::virtio::balloon::Tell;
 use crate::devices::virtio::block::BlockError;
 use crate::devices::virtio::event_loop::EventLoop;
 use crate::devices::virtio::mem::Requested;
-use crate::devices::virtio::mmio::{MmioTransport, NotPaused};
+use crate::devices::virtio::transport::{NotPaused, Transport};
 use crate::devices::virtio::vsock::VsockAnswers;
 use crate::devices::{Bus, BusError, i8042::I8042, serial::Serial};
 use crate::kvm::{Hypervisor, KvmError, Vm};
@@ -137,7 +137,7 @@ pub struct Machine {
     console: Arc<Console>,
     vsock: Option<VsockAnswers>,
     /// What is asked for of the memory that comes and goes, and who tells the guest.
-    requested: Option<(Requested, Arc<MmioTransport>)>,
+    requested: Option<(Requested, Arc<Transport>)>,
     drives: Drives,
     /// Kept for as long as the machine: closing it would end it.
     _vm: Vm,

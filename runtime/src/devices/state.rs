@@ -6,7 +6,7 @@
 
 use super::serial::Serial;
 use super::virtio::DeviceKind;
-use super::virtio::mmio::{MmioTransport, NotPaused};
+use super::virtio::transport::{NotPaused, Transport};
 use crate::state::{LoadError, Section};
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,7 +14,7 @@ use std::time::Instant;
 /// See the module.
 pub struct Devices {
     serial: Arc<Serial>,
-    virtio: Vec<(String, Arc<MmioTransport>)>,
+    virtio: Vec<(String, Arc<Transport>)>,
 }
 
 /// A device did not come to rest in time. Host's fault: it waits for an answer of the host's, as of a disk or of a volume's
@@ -34,7 +34,7 @@ impl Devices {
     }
 
     /// Adds the next virtio device, called `name`; at most as many as a machine has places.
-    pub fn add(&mut self, name: &str, transport: Arc<MmioTransport>) {
+    pub fn add(&mut self, name: &str, transport: Arc<Transport>) {
         self.virtio.push((name.to_owned(), transport));
     }
 

@@ -20,6 +20,7 @@ use crate::devices::virtio::mem::{Mem, Requested};
 use crate::devices::virtio::mmio::{ACKNOWLEDGE_OFFSET, ACKNOWLEDGED, MmioTransport, NOTIFY_OFFSET};
 use crate::devices::virtio::net::{Net, policy::Policy};
 use crate::devices::virtio::pmem::Pmem;
+use crate::devices::virtio::transport::Transport;
 use crate::devices::virtio::vsock::{Vsock, VsockAnswers, VsockHost};
 use crate::kvm::Vm;
 use crate::memory::{DeviceMemory, Hotplug, Image};
@@ -44,7 +45,7 @@ pub(super) struct Virtio<'a> {
     pub(super) slots: Vec<Slot>,
     /// Of the memory device, until it is on the bus.
     asked: Option<Requested>,
-    pub(super) requested: Option<(Requested, Arc<MmioTransport>)>,
+    pub(super) requested: Option<(Requested, Arc<Transport>)>,
     pub(super) devices: Devices,
     pub(super) drives: Drives,
 }
@@ -137,12 +138,12 @@ impl<'a> Virtio<'a> {
         }
         let acknowledgements = transport.acknowledgements();
         self.vm.ioeventfd(acknowledgements, slot.address + ACKNOWLEDGE_OFFSET, Some(ACKNOWLEDGED))?;
-        self.devices.add(name, Arc::clone(&transport));
-        insert(&mut self.mmio, (slot.address, arch::MMIO_BYTES), transport.clone(), name)?;
-        self.slots.push(slot);
+        self.devices.add(name, Arc::clone(transport.transport()));
         if let Some(asked) = self.asked.take() {
-            self.requested = Some((asked, transport));
+            self.requested = Some((asked, Arc::clone(transport.transport())));
         }
+        insert(&mut self.mmio, (slot.address, arch::MMIO_BYTES), transport, name)?;
+        self.slots.push(slot);
         Ok(())
     }
 }

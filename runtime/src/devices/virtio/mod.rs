@@ -25,6 +25,7 @@ mod service;
 #[allow(clippy::unwrap_used, clippy::panic, reason = "a driver that cannot be set up ends its test")]
 #[cfg_attr(not(test), allow(dead_code, reason = "the unit tests use all of it"))]
 pub(crate) mod testkit;
+pub mod transport;
 pub mod vsock;
 
 use crate::state::{LoadError, Section};
