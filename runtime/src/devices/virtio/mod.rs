@@ -18,6 +18,7 @@ pub mod limiter;
 pub mod mem;
 pub mod mmio;
 pub mod net;
+pub mod pci;
 pub mod pmem;
 pub mod queue;
 mod service;

@@ -161,6 +161,11 @@ impl Negotiation {
         Some((index, QueueSetup { ready: setup.ready && !self.resetting, ..setup }, max))
     }
 
+    /// What the driver has last selected: 32 offered features, 32 acknowledged ones, a queue.
+    pub(in crate::devices::virtio) fn selectors(&self) -> (u32, u32, u32) {
+        (self.device_features_sel, self.driver_features_sel, self.queue_sel)
+    }
+
     /// Takes what the driver has written.
     pub(in crate::devices::virtio) fn write(&mut self, write: Write) -> Effect {
         if self.resetting {

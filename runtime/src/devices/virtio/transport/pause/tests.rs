@@ -230,3 +230,11 @@ fn a_reset_and_a_pause_wait_for_the_same_worker() {
         assert_eq!(rig.transport.faults().failures, 0);
     }
 }
+
+crate::devices::virtio::testkit::rig::over_pci!(
+    a_device_without_a_driver_is_paused_at_once_and_starts_when_it_is_resumed,
+    a_driver_that_is_half_way_goes_on,
+    a_device_that_needs_a_reset_still_does,
+    rings_that_contradict_the_position_are_refused,
+    only_a_device_at_reset_is_loaded,
+);
