@@ -69,6 +69,8 @@ pub struct Options {
     pub vsock: Option<PathBuf>,
     /// The guest gets random bytes from the host.
     pub entropy: bool,
+    /// Devices are on a PCI bus, not over MMIO.
+    pub pci: bool,
     /// Refuse a host on which code of strangers is not safely kept apart.
     pub strict: bool,
     /// What is done about a wall of the cell that this host does not permit.
@@ -107,6 +109,7 @@ impl Default for Options {
             network: None,
             vsock: None,
             entropy: false,
+            pci: false,
             strict: false,
             isolation: Isolation::Strict,
             limits: Vec::new(),

@@ -8,6 +8,7 @@ mod limits;
 mod memory;
 mod names;
 mod network;
+mod pci;
 mod pmem;
 
 pub(crate) use memory::{BLOCK_MIB, check_memory, most_memory_mib, wanted_memory_mib};
@@ -31,7 +32,7 @@ pub(crate) const MOST_VCPUS: u64 = 32;
 pub(crate) const LEAST_MEMORY_MIB: u64 = 16;
 /// Most guest memory in MiB: 512 GiB, which is what the runtime takes.
 pub(crate) const MOST_MEMORY_MIB: u64 = 512 << 10;
-/// Most virtio-mmio devices.
+/// Most virtio devices.
 const MOST_DEVICES: usize = 19;
 /// Bytes of a drive's id that the guest sees as the disk's serial.
 const LONGEST_DRIVE_ID: usize = 20;
@@ -138,6 +139,11 @@ pub(crate) enum PlanError {
         "config: boot-source.boot_args {0:?} is not allowed; at most {LONGEST_BOOT_ARGS} printable ASCII characters"
     )]
     BootArgs(String),
+    /// Devices on a bus that the kernel is told not to look for.
+    #[error(
+        "config: boot-source.boot_args say pci=off, and --pci (machine-config.pci) puts the devices on a PCI bus; leave out one"
+    )]
+    PciOff,
     /// A bucket of a rate limiter that takes too long to fill.
     #[error(
         "config: {key} {value} is out of range; 0 to {MAX_REFILL_MS} ms, a day, is allowed (0: no limit)"
@@ -184,6 +190,7 @@ pub(crate) fn machine(options: &Options, base: &RawSpec) -> Result<RawSpec, Plan
     limits::check(base)?;
     let mut spec = base.clone();
     spec.machine_config = memory::machine_config(options, &base.machine_config)?;
+    pci::check(&spec)?;
     if !options.pin.is_empty() || options.prefault || options.hugepages {
         let mut placement = spec.placement.unwrap_or_default();
         placement.prefault |= options.prefault || options.hugepages;

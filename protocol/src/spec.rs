@@ -129,6 +129,9 @@ pub struct RawMachineConfig {
     /// Pages that guest memory is made of.
     #[serde(default, skip_serializing_if = "HugePages::is_none")]
     pub huge_pages: HugePages,
+    /// Husk: devices are on a PCI bus; else over MMIO. Firecracker has an option for it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub pci: bool,
 }
 
 impl Default for RawMachineConfig {
@@ -139,6 +142,7 @@ impl Default for RawMachineConfig {
             smt: false,
             track_dirty_pages: false,
             huge_pages: HugePages::None,
+            pci: false,
         }
     }
 }

@@ -1,16 +1,17 @@
 //! Composition: from a validated spec and open files to a machine at reset.
 //!
-//! Owns everything that makes up one microVM (its addresses in `space`, its devices in `virtio` and `drives`). Refuses nothing that `spec` and
+//! Owns everything that makes up one microVM (its addresses in `space`, its devices in `virtio` and `drives`, their places in `attach`). Refuses nothing that `spec` and
 //! `resources` have let pass but what the host refuses. Invariant: [`Machine::build`] never writes guest memory and runs
 //! nothing; what is written into the machine comes after, by `boot` (or, one day, from a snapshot).
 
+mod attach;
 mod drives;
 mod space;
 mod virtio;
 
 pub use drives::Drives;
 
-use crate::arch::{self, Slot, VcpuSetup};
+use crate::arch::{self, Found, Slot, VcpuSetup};
 use crate::confine::{self, ConfineError};
 use crate::console::{self, Console};
 use crate::devices::state::{Busy, Devices};
@@ -18,7 +19,7 @@ use crate::devices::virtio::balloon::Tell;
 use crate::devices::virtio::block::BlockError;
 use crate::devices::virtio::event_loop::EventLoop;
 use crate::devices::virtio::mem::Requested;
-use crate::devices::virtio::mmio::{MmioTransport, NotPaused};
+use crate::devices::virtio::transport::{NotPaused, Transport};
 use crate::devices::virtio::vsock::VsockAnswers;
 use crate::devices::{Bus, BusError, i8042::I8042, serial::Serial};
 use crate::kvm::{Hypervisor, KvmError, Vm};
@@ -27,6 +28,7 @@ use crate::resources::DeviceFiles;
 use crate::spec::{HotplugSpec, MachineSpec};
 use crate::state::{LoadError, Section};
 use crate::vcpu::{self, Buses, Exits, Vcpu, VcpuHandle};
+use attach::{Attached, Places};
 use husk_seccomp::Role;
 use kvm_ioctls::VcpuFd;
 use space::{Space, address_space};
@@ -87,7 +89,7 @@ pub enum MachineError {
         source: io::Error,
     },
     /// There is no place for a device.
-    #[error("{device}: no virtio-mmio slot is left")]
+    #[error("{device}: no place for another virtio device is left")]
     NoSlot {
         /// Which device.
         device: String,
@@ -137,7 +139,7 @@ pub struct Machine {
     console: Arc<Console>,
     vsock: Option<VsockAnswers>,
     /// What is asked for of the memory that comes and goes, and who tells the guest.
-    requested: Option<(Requested, Arc<MmioTransport>)>,
+    requested: Option<(Requested, Arc<Transport>)>,
     drives: Drives,
     /// Kept for as long as the machine: closing it would end it.
     _vm: Vm,
@@ -161,13 +163,14 @@ impl Machine {
         let console = Arc::new(Console::new(files.console.take()));
         let reset = event("i8042")?;
         let (ports, serial) = ports(&vm, &console, &reset)?;
-        let (ports, devices) = (Arc::new(ports), Devices::new(serial));
+        let (places, devices) = (Places::new(ports, spec.pci()), Devices::new(serial));
         let loops = vec![Loop { role: Role::Device, thread: "husk-device".into(), event_loop }];
         let drives = Drives::new().map_err(descriptor("drives"))?;
-        let mut virtio = Virtio::on(&vm, &seen, hotplug.as_ref(), (workers, loops, devices, drives));
+        let mut virtio = Virtio::on(&vm, &seen, hotplug.as_ref(), (places, workers, loops, devices, drives));
         let vsock = virtio.add_all(&spec, files, &images, (voices, &console))?;
-        let Virtio { mmio, slots, loops, devices, drives, requested, .. } = virtio;
-        let buses = Buses { ports, mmio: Arc::new(mmio) };
+        let Virtio { places, loops, mut devices, drives, requested, .. } = virtio;
+        let Attached { buses, slots, pci } = places.freeze()?;
+        devices.add_bus(pci);
         let exits = Arc::new(Exits::new().map_err(descriptor("vCPUs"))?);
         let (vcpus, handles) = make_vcpus(vcpus, &buses, &exits, hotplug.as_ref());
         Ok(Self {
@@ -201,10 +204,10 @@ impl Machine {
         &self.memory
     }
 
-    /// Where its virtio-mmio devices are, in the guest's order.
+    /// How the guest finds its virtio devices.
     #[must_use]
-    pub fn slots(&self) -> &[Slot] {
-        &self.slots
+    pub fn found(&self) -> Found<'_> {
+        if self.spec.pci() { Found::Pci } else { Found::Mmio(&self.slots) }
     }
 
     /// The first vCPU, until the threads are started.

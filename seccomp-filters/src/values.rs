@@ -124,6 +124,8 @@ pub(crate) const KVM_IRQFD: u32 = 0x4020_ae76;
 pub(crate) const KVM_IOEVENTFD: u32 = 0x4040_ae79;
 /// Raises or lowers an interrupt line.
 pub(crate) const KVM_IRQ_LINE: u32 = 0x4008_ae61;
+/// Delivers a message-signalled interrupt.
+pub(crate) const KVM_SIGNAL_MSI: u32 = 0x4020_aea5;
 /// Enters the guest.
 pub(crate) const KVM_RUN: u32 = 0xae80;
 

@@ -22,6 +22,7 @@ mod limits;
 mod memory;
 mod net;
 mod net_user;
+mod pci;
 mod placement;
 mod pmem;
 mod pool;

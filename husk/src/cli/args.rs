@@ -139,6 +139,9 @@ pub(crate) struct Run {
     /// give the guest the host's random bytes: a virtio device behind /dev/hwrng
     #[argh(switch)]
     entropy: bool,
+    /// put devices on a PCI bus in place of MMIO: less work per operation, a longer boot
+    #[argh(switch)]
+    pci: bool,
     /// network: none, user (through passt, as any program of the host's), or tap=NAME[,queues=N] for a tap that is there; by default the guest may send nowhere; default: none
     #[argh(option, arg_name = "net", from_str_fn(net))]
     net: Option<Net>,
@@ -403,6 +406,7 @@ impl Run {
             memory_max_mib: self.memory_max,
             hugepages: self.hugepages.is_some(),
             prefault: self.prefault,
+            pci: self.pci,
             pin: self.pin.unwrap_or_default(),
             env: self.env.into_iter().map(OsString::from).collect(),
             workdir: self.workdir,

@@ -144,7 +144,8 @@ mod tests {
             let error = Husk::from_args(&["husk"], &["run", option]).unwrap_err().output;
             assert!(error.contains("No value provided"), "{option}: {error}");
         }
-        for switch in ["--prefault", "--console", "--entropy", "--strict", "--json", "--timings", "-i", "-t"]
+        for switch in
+            ["--prefault", "--console", "--entropy", "--pci", "--strict", "--json", "--timings", "-i", "-t"]
         {
             Husk::from_args(&["husk"], &["run", switch]).unwrap();
         }
@@ -159,6 +160,7 @@ mod tests {
                     "--tty",
                     "--console",
                     "--entropy",
+                    "--pci",
                     "--strict",
                     "--json",
                     "--timings",

@@ -22,7 +22,7 @@ fn options(words: &[&str]) -> (crate::Options, Telling) {
 fn every_option_of_run_arrives() {
     let line = "run --rootfs=r --kernel k --initrd i --vcpus 2 --memory=1G --memory-max 2G --env A=1 --env B=2 --workdir /w --user u \
                 --timeout 30s --boot-timeout=5s --hugepages 2M --prefault --pin 0,1 -it --console --json --timings \
-                --drive f:/d:rw --pmem p:/p --volume h:/v --config c --vsock v --entropy --strict \
+                --drive f:/d:rw --pmem p:/p --volume h:/v --config c --vsock v --entropy --pci --strict \
                 --limit cpu.max=50% --limit=pids.max=64 --id one -- sh -c x";
     let words: Vec<&str> = line.split_whitespace().collect();
     let (options, telling) = options(&words);
@@ -32,7 +32,7 @@ fn every_option_of_run_arrives() {
     assert_eq!(options.boot_timeout, Duration::from_secs(5));
     assert_eq!(options.pin, [0, 1]);
     assert!(options.hugepages && options.prefault && options.stdin && options.terminal && options.console);
-    assert!(options.entropy && options.strict);
+    assert!(options.entropy && options.strict && options.pci);
     let limits: Vec<String> = options.limits.iter().map(ToString::to_string).collect();
     assert_eq!(limits, ["cpu.max=50000 100000", "pids.max=64"]);
     assert!(options.drives[0].writable);

@@ -42,6 +42,7 @@ pub(super) fn machine_config(
         Some(value) => range("--memory", value, least, most, "M")?,
         None => range("config: machine-config.mem_size_mib", base.mem_size_mib, least, most, "")?,
     };
+    config.pci |= options.pci;
     if options.hugepages {
         config.huge_pages = HugePages::TwoMiB;
     }

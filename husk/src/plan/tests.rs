@@ -75,6 +75,16 @@ fn what_cannot_be_is_refused_under_its_name() {
         refused(Options { workdir: Some("tmp".into()), ..options() }, &plain).contains("--workdir \"tmp\"")
     );
     assert!(refused(Options { user: Some("a:b:c".into()), ..options() }, &plain).contains("--user"));
+    let mut base = RawSpec::default();
+    for (args, refusal) in [("quiet pci=off", true), ("quiet -- pci=off", false), ("pci=conf1", false)] {
+        base.boot_source.boot_args = Some(args.into());
+        assert!(!machine(&options(), &base).unwrap().machine_config.pci, "it has to be asked for");
+        let asked = machine(&Options { pci: true, ..options() }, &base);
+        assert_eq!(
+            asked.map(|spec| spec.machine_config.pci),
+            if refusal { Err(PlanError::PciOff) } else { Ok(true) }
+        );
+    }
     let odd = Options { hugepages: true, memory_mib: Some(65), ..options() };
     assert!(refused(odd, &plain).contains("even"));
     let base = RawSpec { drives: vec![drive("a", false), drive("a", false)], ..RawSpec::default() };

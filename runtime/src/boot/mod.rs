@@ -11,7 +11,7 @@ mod image;
 
 pub use error::BootError;
 
-use crate::arch::{self, Entry, Loaded, Slot, cmdline};
+use crate::arch::{self, Entry, Found, Loaded, cmdline};
 use crate::memory::{self, GuestMemory, HUGE_PAGE, read_file};
 use crate::spec::BootSpec;
 use error::Role;
@@ -57,8 +57,8 @@ pub struct Request<'a> {
     pub spec: &'a BootSpec,
     /// The kernel's arguments, without device declarations.
     pub args: &'a str,
-    /// virtio-mmio devices to declare.
-    pub slots: &'a [Slot],
+    /// How the kernel finds its virtio devices.
+    pub devices: Found<'a>,
     /// Number of vCPUs.
     pub vcpus: u8,
 }
@@ -79,7 +79,7 @@ pub fn load(
         image::Format::BzImage => bzimage::plan(&image, request.spec.protocol())?,
     };
     let kernel_end = check(&plan, &image, memory)?;
-    let line = cmdline::build(request.args, request.slots)?;
+    let line = cmdline::build(request.args, request.devices)?;
     if line.len() > plan.max_cmdline {
         return Err(BootError::CmdlineOverKernels { length: line.len(), allowed: plan.max_cmdline });
     }
@@ -100,7 +100,7 @@ pub fn load(
         initrd,
         cmdline: &line,
         vcpus: request.vcpus,
-        slots: request.slots,
+        slots: request.devices.slots(),
     };
     arch::boot::write(memory, &loaded)?;
     Ok(plan.entry)

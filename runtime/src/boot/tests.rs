@@ -71,7 +71,7 @@ impl Try<'_> {
         );
         let raw: RawSpec = serde_json::from_str(&json).unwrap();
         let spec = MachineSpec::try_from(raw).unwrap();
-        let request = Request { spec: spec.boot(), args: self.args, slots: &[], vcpus: 1 };
+        let request = Request { spec: spec.boot(), args: self.args, devices: Found::Pci, vcpus: 1 };
         let memory = memory(self.mib);
         let entry = load(&memory, &file(kernel), self.initrd, &request)?;
         Ok((memory, entry))
@@ -211,7 +211,7 @@ fn endless_notes_end() {
     let sparse = file(&kernel);
     sparse.set_len(2 << 30).unwrap();
     let spec = MachineSpec::try_from(RawSpec::default()).unwrap();
-    let request = Request { spec: spec.boot(), args: "", slots: &[], vcpus: 1 };
+    let request = Request { spec: spec.boot(), args: "", devices: Found::Pci, vcpus: 1 };
     let entry = load(&memory(32), &sparse, None, &request).unwrap();
     assert_eq!(entry, Entry::Linux64 { address: BASE });
 }

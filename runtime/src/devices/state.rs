@@ -1,12 +1,13 @@
 //! The devices of a machine, to be paused, saved and loaded as one.
 //!
-//! Owns a share of each device that has state: the serial port, and the virtio devices with their names, in the order of their
-//! places. The keyboard controller has none. Refuses a list of sections that is another machine's. Invariant: either every
+//! Owns a share of each device that has state: the serial port, the PCI bus if there is one, and the virtio devices with their
+//! names, in the order of their places. The keyboard controller has none. Refuses a list of sections that is another machine's. Invariant: either every
 //! device stands still or none was told to for good: a pause that one of them cannot keep is taken back for all.
 
+use super::pci::PciBus;
 use super::serial::Serial;
 use super::virtio::DeviceKind;
-use super::virtio::mmio::{MmioTransport, NotPaused};
+use super::virtio::transport::{NotPaused, Transport};
 use crate::state::{LoadError, Section};
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,7 +15,8 @@ use std::time::Instant;
 /// See the module.
 pub struct Devices {
     serial: Arc<Serial>,
-    virtio: Vec<(String, Arc<MmioTransport>)>,
+    virtio: Vec<(String, Arc<Transport>)>,
+    pci: Option<Arc<PciBus>>,
 }
 
 /// A device did not come to rest in time. Host's fault: it waits for an answer of the host's, as of a disk or of a volume's
@@ -30,12 +32,17 @@ impl Devices {
     /// A machine that has a serial port and no virtio device yet.
     #[must_use]
     pub fn new(serial: Arc<Serial>) -> Self {
-        Self { serial, virtio: Vec::new() }
+        Self { serial, virtio: Vec::new(), pci: None }
     }
 
     /// Adds the next virtio device, called `name`; at most as many as a machine has places.
-    pub fn add(&mut self, name: &str, transport: Arc<MmioTransport>) {
+    pub fn add(&mut self, name: &str, transport: Arc<Transport>) {
         self.virtio.push((name.to_owned(), transport));
+    }
+
+    /// The bus that the virtio devices are on, if they are on one.
+    pub fn add_bus(&mut self, pci: Option<Arc<PciBus>>) {
+        self.pci = pci;
     }
 
     /// Has every device stand still, and lose nothing, by `deadline`. The vCPUs are stopped already. Waits.
@@ -62,6 +69,7 @@ impl Devices {
     /// They are not paused.
     pub fn save(&self) -> Result<Vec<Section>, NotPaused> {
         let mut sections = vec![self.serial.save()];
+        sections.extend(self.pci.iter().map(|bus| bus.save()));
         for (name, transport) in &self.virtio {
             sections.push(transport.save(name)?);
         }
@@ -74,11 +82,16 @@ impl Devices {
     /// # Errors
     /// See [`LoadError`]. The machine is of no use then: some of its devices may have been loaded.
     pub fn load(&self, sections: &[Section]) -> Result<(), LoadError> {
-        let (found, expected) = (sections.len(), 1 + self.virtio.len());
-        let Some((serial, virtio)) = sections.split_first().filter(|_| found == expected) else {
+        let others = 1 + usize::from(self.pci.is_some());
+        let (found, expected) = (sections.len(), others + self.virtio.len());
+        let Some((serial, rest)) = sections.split_first().filter(|_| found == expected) else {
             return Err(LoadError::Count { found, expected });
         };
         self.serial.load(serial)?;
+        let (bus, virtio) = rest.split_at(others - 1);
+        for (pci, section) in self.pci.iter().zip(bus) {
+            pci.load(section)?;
+        }
         // First the memory that comes and goes: others' rings and buffers may be in it.
         let (memory, others): (Vec<_>, Vec<_>) = self
             .virtio

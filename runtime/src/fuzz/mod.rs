@@ -17,6 +17,7 @@
 mod guard;
 mod hosts;
 mod input;
+mod pci;
 mod registers;
 mod script;
 mod sockets;
@@ -36,7 +37,7 @@ use script::{Subject, run};
 pub type Target = (&'static str, fn(&[u8]) -> u32);
 
 /// All of them.
-pub const TARGETS: [Target; 12] = [
+pub const TARGETS: [Target; 13] = [
     ("block", block),
     ("net", net),
     ("vsock", vsock),
@@ -48,6 +49,7 @@ pub const TARGETS: [Target; 12] = [
     ("fs", fs),
     ("console", console),
     ("registers", registers),
+    ("pci", pci),
     ("state", state),
 ];
 
@@ -143,6 +145,11 @@ pub fn console(bytes: &[u8]) -> u32 {
     let features = device.features();
     let subject = Subject { device: &mut device, features, host: &mut host, most: 64, discards: false };
     run(subject, Input(bytes))
+}
+
+/// A function's configuration space, ports and MSI-X before a device: one byte that says which, then accesses.
+pub fn pci(bytes: &[u8]) -> u32 {
+    pci::run(Input(bytes))
 }
 
 /// A transport's registers before a device: one byte that says which, then accesses.

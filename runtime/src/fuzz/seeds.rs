@@ -4,6 +4,7 @@
 
 mod devices;
 mod others;
+mod pci;
 
 use super::input::{HOLE, LOW, LOW_END, MIDDLE, RAW, READ_ONLY, RING, UPPER_END};
 use super::script::op;
@@ -203,6 +204,7 @@ pub(super) fn of(target: &str) -> Vec<Seed> {
         "fs" => others::fs(),
         "console" => others::console(),
         "state" => devices::state(),
+        "pci" => pci::pci(),
         _ => devices::registers(),
     }
 }

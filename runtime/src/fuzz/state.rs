@@ -8,11 +8,14 @@ use super::guard::Guard;
 use super::input::Input;
 use super::registers::{DEVICES, Rig, device};
 use crate::devices::virtio::DeviceKind;
+use crate::devices::virtio::testkit::pci::Shown;
 use crate::state;
 use std::time::Instant;
 use vm_memory::{Bytes, GuestAddress};
 
 const NAME: &str = "fuzz";
+/// Added to the number of a device, it is on a PCI bus.
+pub(super) const PCI: u8 = 0x80;
 /// Most chains of a queue that are used in a turn.
 const MOST: u16 = 2200;
 /// Turns that are judged.
@@ -28,7 +31,7 @@ pub(super) mod op {
     pub(super) const COUNT: u8 = MEMORY + 1;
 }
 
-/// Runs one input: a byte that says which device, then what is spoiled. Says how much the loaded device answered.
+/// Runs one input: a byte that says which device and whether it is on a PCI bus, then what is spoiled. Says how much the loaded device answered.
 pub(super) fn run(mut input: Input<'_>) -> u32 {
     let mut pair = Pair::new(input.u8());
     while !input.is_empty() {
@@ -40,6 +43,7 @@ pub(super) fn run(mut input: Input<'_>) -> u32 {
 /// A device that was saved, and what is left of that.
 pub(super) struct Pair {
     kind: usize,
+    pci: bool,
     first: Rig,
     saved: Vec<u8>,
     pub(super) bytes: Vec<u8>,
@@ -49,8 +53,8 @@ pub(super) struct Pair {
 impl Pair {
     /// Saves a device that has answered two requests, with a third one waiting.
     pub(super) fn new(kind: u8) -> Self {
-        let kind = usize::from(kind) % DEVICES;
-        let mut first = Rig::new(device(kind));
+        let (kind, pci) = (usize::from(kind % PCI) % DEVICES, kind >= PCI);
+        let mut first = if pci { Rig::on_bus(device(kind)) } else { Rig::new(device(kind)) };
         first.start();
         for _ in 0..2 {
             first.offer();
@@ -60,7 +64,7 @@ impl Pair {
         first.until(|rig| rig.transport.wait_paused(Instant::now()).is_ok());
         first.offer();
         let saved = state::to_bytes(&[first.transport.save(NAME).unwrap()]);
-        Self { kind, first, bytes: saved.clone(), saved, spoiled: false }
+        Self { kind, pci, first, bytes: saved.clone(), saved, spoiled: false }
     }
 
     fn spoil(&mut self, input: &mut Input<'_>) {
@@ -91,7 +95,7 @@ impl Pair {
         let [section] = &sections[..] else { return 0 };
         let fresh = device(self.kind);
         let discards = fresh.0.kind() == DeviceKind::Balloon;
-        let mut rig = Rig::within(self.first.memory.clone(), fresh);
+        let mut rig = Rig::within(self.first.memory.clone(), fresh, self.pci);
         if let Err(error) = rig.transport.load(NAME, section) {
             assert!(self.spoiled || self.bytes != self.saved, "what was saved is refused: {error}");
             return 0;
@@ -104,6 +108,9 @@ impl Pair {
             guard.after(&rig.memory, MOST);
         }
         assert!(rig.transport.faults().failures <= 1, "a failure that nobody caused");
+        if let Shown::Pci(pci) = &rig.transport {
+            pci.set_up();
+        }
         rig.finish() + guard.used()
     }
 }

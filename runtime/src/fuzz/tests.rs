@@ -66,7 +66,21 @@ macro_rules! corpus {
 
 mod corpus {
     use super::the_corpus_breaks_nothing;
-    corpus!(block, net, vsock, vsock_packets, entropy, balloon, mem, pmem, fs, console, registers, state);
+    corpus!(
+        block,
+        net,
+        vsock,
+        vsock_packets,
+        entropy,
+        balloon,
+        mem,
+        pmem,
+        fs,
+        console,
+        registers,
+        pci,
+        state
+    );
 }
 
 macro_rules! random {
@@ -77,5 +91,19 @@ macro_rules! random {
 
 mod random {
     use super::random_bytes_break_nothing;
-    random!(block, net, vsock, vsock_packets, entropy, balloon, mem, pmem, fs, console, registers, state);
+    random!(
+        block,
+        net,
+        vsock,
+        vsock_packets,
+        entropy,
+        balloon,
+        mem,
+        pmem,
+        fs,
+        console,
+        registers,
+        pci,
+        state
+    );
 }

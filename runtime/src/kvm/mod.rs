@@ -5,7 +5,7 @@
 //! cannot write to.
 
 use crate::memory::{GuestMemory, Hotplug, Image};
-use kvm_bindings::{CpuId, KVM_MEM_READONLY, kvm_userspace_memory_region};
+use kvm_bindings::{CpuId, KVM_MEM_READONLY, kvm_msi, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -161,6 +161,23 @@ impl IrqLine {
     }
 }
 
+/// Delivers message-signalled interrupts to a virtual machine.
+#[derive(Debug)]
+pub struct MessageSender {
+    vm: Arc<VmFd>,
+}
+
+impl MessageSender {
+    /// Delivers the message of `data` to `address`.
+    pub fn send(&self, address: u64, data: u32) {
+        let [address_lo, address_hi] =
+            [address & 0xffff_ffff, address >> 32].map(|half| u32::try_from(half).unwrap_or_default());
+        let message = kvm_msi { address_lo, address_hi, data, ..kvm_msi::default() };
+        // It fails only for an address or a vector that no local APIC takes: then nobody hears of it, as on a machine.
+        let _ = self.vm.signal_msi(message);
+    }
+}
+
 /// One virtual machine.
 #[derive(Debug)]
 pub struct Vm {
@@ -283,6 +300,27 @@ impl Vm {
     #[must_use]
     pub fn irq_line(&self, gsi: u32) -> IrqLine {
         IrqLine { vm: Arc::clone(&self.fd), gsi, alone: Mutex::new(()) }
+    }
+
+    /// The way of messages, as devices on a PCI bus send them: KVM delivers one at once, and it takes one call.
+    ///
+    /// # Errors
+    /// [`KvmError::Capability`].
+    pub fn messages(&self) -> Result<MessageSender, KvmError> {
+        if self.fd.check_extension(Cap::SignalMsi) {
+            Ok(MessageSender { vm: Arc::clone(&self.fd) })
+        } else {
+            Err(KvmError::Capability("KVM_CAP_SIGNAL_MSI, for PCI"))
+        }
+    }
+
+    /// Any write of the guest's to `port` signals `event` and leaves the guest running.
+    ///
+    /// # Errors
+    /// What KVM says.
+    pub fn port_ioeventfd(&self, event: &EventFd, port: u64) -> Result<(), KvmError> {
+        let result = self.fd.register_ioevent(event, &IoEventAddress::Pio(port), NoDatamatch);
+        result.map_err(call("KVM_IOEVENTFD (a port)"))
     }
 
     /// The guest's 32-bit write of `value` to `address` signals `event` and leaves the guest running.

@@ -1,12 +1,12 @@
-//! The virtio devices of a machine: the one `match` from spec to device, and each one's place on the bus.
+//! The virtio devices of a machine: the one `match` from spec to device.
 //!
-//! Owns the order, which is the guest's. Refuses a device for which there is no slot, or for which nothing has come along.
-//! Invariant: each device has a slot, an interrupt line and ioeventfds of its own.
+//! Owns the order, which is the guest's. Refuses a device for which nothing has come along. Invariant: a device learns
+//! nothing of its transport, nor of the thread that its worker is on.
 
-use super::{Drives, Loop, MachineError, Voices, descriptor, insert, next_of};
-use crate::arch::{self, Slot};
+use super::attach::Places;
+use super::{Drives, Loop, MachineError, Voices, descriptor, next_of};
+use crate::arch;
 use crate::console::Console;
-use crate::devices::Bus;
 use crate::devices::state::Devices;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::{Balloon, Tell};
@@ -17,9 +17,9 @@ use crate::devices::virtio::fs::Fs;
 use crate::devices::virtio::gate::Limit;
 use crate::devices::virtio::limiter::{RateLimiter, TokenBucket};
 use crate::devices::virtio::mem::{Mem, Requested};
-use crate::devices::virtio::mmio::{ACKNOWLEDGE_OFFSET, ACKNOWLEDGED, MmioTransport, NOTIFY_OFFSET};
 use crate::devices::virtio::net::{Net, policy::Policy};
 use crate::devices::virtio::pmem::Pmem;
+use crate::devices::virtio::transport::Transport;
 use crate::devices::virtio::vsock::{Vsock, VsockAnswers, VsockHost};
 use crate::kvm::Vm;
 use crate::memory::{DeviceMemory, Hotplug, Image};
@@ -32,7 +32,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-/// Puts virtio devices on the bus, one slot after the other.
+/// Makes virtio devices, and gives each its place, one after the other.
 pub(super) struct Virtio<'a> {
     vm: &'a Vm,
     memory: &'a DeviceMemory,
@@ -40,11 +40,10 @@ pub(super) struct Virtio<'a> {
     /// The loop that never waits for the host.
     pub(super) workers: LoopHandle,
     pub(super) loops: Vec<Loop>,
-    pub(super) mmio: Bus,
-    pub(super) slots: Vec<Slot>,
-    /// Of the memory device, until it is on the bus.
+    pub(super) places: Places,
+    /// Of the memory device, until it has its place.
     asked: Option<Requested>,
-    pub(super) requested: Option<(Requested, Arc<MmioTransport>)>,
+    pub(super) requested: Option<(Requested, Arc<Transport>)>,
     pub(super) devices: Devices,
     pub(super) drives: Drives,
 }
@@ -55,22 +54,9 @@ impl<'a> Virtio<'a> {
         vm: &'a Vm,
         memory: &'a DeviceMemory,
         hotplug: Option<&'a Hotplug>,
-        (workers, loops, devices, drives): (LoopHandle, Vec<Loop>, Devices, Drives),
+        (places, workers, loops, devices, drives): (Places, LoopHandle, Vec<Loop>, Devices, Drives),
     ) -> Self {
-        let (mmio, slots) = (Bus::new(), Vec::new());
-        Self {
-            vm,
-            memory,
-            hotplug,
-            workers,
-            loops,
-            mmio,
-            slots,
-            asked: None,
-            requested: None,
-            devices,
-            drives,
-        }
+        Self { vm, memory, hotplug, workers, loops, places, asked: None, requested: None, devices, drives }
     }
 
     /// All that `spec` asks for, in the guest's order; `files` in the spec's. Returns who hears about the socket device's
@@ -127,19 +113,8 @@ impl<'a> Virtio<'a> {
         name: &str,
         workers: LoopHandle,
     ) -> Result<(), MachineError> {
-        let slot =
-            arch::slot(self.slots.len()).ok_or_else(|| MachineError::NoSlot { device: name.into() })?;
-        let line = Box::new(self.vm.irq_line(slot.irq));
-        let transport = MmioTransport::new(device, self.memory.clone(), line, workers);
-        let transport = transport.map_err(descriptor(name))?;
-        for (queue, kick) in (0_u32..).zip(transport.queue_notifiers()) {
-            self.vm.ioeventfd(kick, slot.address + NOTIFY_OFFSET, Some(queue))?;
-        }
-        let acknowledgements = transport.acknowledgements();
-        self.vm.ioeventfd(acknowledgements, slot.address + ACKNOWLEDGE_OFFSET, Some(ACKNOWLEDGED))?;
+        let transport = self.places.add(self.vm, name, device, (self.memory.clone(), workers))?;
         self.devices.add(name, Arc::clone(&transport));
-        insert(&mut self.mmio, (slot.address, arch::MMIO_BYTES), transport.clone(), name)?;
-        self.slots.push(slot);
         if let Some(asked) = self.asked.take() {
             self.requested = Some((asked, transport));
         }

@@ -96,6 +96,7 @@ pub struct MachineSpec {
     placement: PlacementSpec,
     exec: Option<ExecSpec>,
     console: Option<RawConsole>,
+    pci: bool,
 }
 
 impl MachineSpec {
@@ -177,6 +178,12 @@ impl MachineSpec {
         self.console.as_ref().map(|console| console.device)
     }
 
+    /// Whether the guest finds its virtio devices on a PCI bus, not over MMIO.
+    #[must_use]
+    pub fn pci(&self) -> bool {
+        self.pci
+    }
+
     /// Its virtio devices in the guest's order: drives, network cards, vsock, entropy, balloon, memory, images,
     /// volumes, console.
     pub fn device_specs(&self) -> impl Iterator<Item = DeviceSpec<'_>> {
@@ -230,7 +237,9 @@ impl TryFrom<RawSpec> for MachineSpec {
             placement,
             exec,
             console: raw.console,
+            pci: raw.machine_config.pci,
         };
+        spec.boot.check_pci(spec.pci)?;
         let allowed = crate::arch::MAX_SLOTS;
         let first = spec.device_specs().nth(allowed).map(|device| device.name());
         match first {

@@ -3,7 +3,7 @@
 //! Invariant: fields are private and set by one constructor each, which is where the rules are.
 
 use super::{DEFAULT_CID, LimiterSpec, MAX_DRIVE_ID, MAX_MEMORY_MIB, MIN_MEMORY_MIB, SpecError};
-use crate::arch::cmdline;
+use crate::arch::{Found, cmdline};
 use crate::memory::Backing;
 use husk_protocol::spec::{
     BootProtocol, CacheType, FileRef, HugePages, IoEngine, RawBalloon, RawBootSource, RawDrive, RawEntropy,
@@ -69,11 +69,18 @@ pub struct BootSpec {
 }
 
 impl BootSpec {
+    /// Whether a kernel with these arguments finds devices on a PCI bus, if they are there.
+    pub(super) fn check_pci(&self, pci: bool) -> Result<(), SpecError> {
+        let args = self.args.as_deref().filter(|args| pci && cmdline::turns_pci_off(args));
+        let allowed = "no pci=off where machine-config.pci is true: the kernel would find no device";
+        args.map_or(Ok(()), |args| Err(SpecError::malformed("boot-source.boot_args", args, allowed)))
+    }
+
     pub(super) fn new(raw: RawBootSource) -> Result<Self, SpecError> {
         if let Some(args) = &raw.boot_args {
             cmdline::check(args)?;
             // The devices come on top; that is checked when they are known.
-            cmdline::build(args, &[])?;
+            cmdline::build(args, Found::Pci)?;
         }
         Ok(Self {
             kernel: raw.kernel_image_path,

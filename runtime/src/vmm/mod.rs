@@ -108,7 +108,7 @@ fn load(machine: &Machine, files: BootFiles, reporter: &Reporter) -> Result<(), 
     let spec = machine.spec();
     let args = kernel_args(spec);
     let request =
-        boot::Request { spec: spec.boot(), args: &args, slots: machine.slots(), vcpus: spec.vcpus() };
+        boot::Request { spec: spec.boot(), args: &args, devices: machine.found(), vcpus: spec.vcpus() };
     let entry = boot::load(machine.memory(), &files.kernel, files.initrd.as_ref(), &request)?;
     if spec.placement().prefault() {
         memory::populate(machine.memory()).map_err(crate::machine::MachineError::from)?;

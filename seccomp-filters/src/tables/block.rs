@@ -5,12 +5,13 @@
 
 use crate::rule::Rule;
 use crate::tables::form::{any, is, is_long, when};
-use crate::values::{F_GETFL, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE, KVM_IRQ_LINE};
+use crate::values::{F_GETFL, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE, KVM_IRQ_LINE, KVM_SIGNAL_MSI};
 
 /// See the module.
 pub(crate) const RULES: &[Rule] = &[
     any("epoll_pwait", "the event loop waits"),
     when("ioctl", &[is(1, KVM_IRQ_LINE)], "the drive's interrupt"),
+    when("ioctl", &[is(1, KVM_SIGNAL_MSI)], "the same, of a drive on the PCI bus"),
     any("epoll_ctl", "a worker's queues are watched from its start to its end"),
     any("read", "eventfds: acknowledged interrupts, the loop's commands; a rate limiter's timer"),
     any("timerfd_settime", "a rate limiter says when the drive goes on"),

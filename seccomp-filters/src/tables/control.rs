@@ -4,7 +4,7 @@
 
 use crate::rule::Rule;
 use crate::tables::form::{any, is, when};
-use crate::values::{KVM_IRQ_LINE, VCPU_KICK_SIGNAL};
+use crate::values::{KVM_IRQ_LINE, KVM_SIGNAL_MSI, VCPU_KICK_SIGNAL};
 
 /// See the module.
 pub(crate) const RULES: &[Rule] = &[
@@ -13,4 +13,5 @@ pub(crate) const RULES: &[Rule] = &[
     any("recvmsg", "a message of husk, with its descriptors"),
     when("tkill", &[is(1, VCPU_KICK_SIGNAL)], "takes a vCPU thread out of the guest; no other signal"),
     when("ioctl", &[is(1, KVM_IRQ_LINE)], "tells the guest that another amount of memory is asked for"),
+    when("ioctl", &[is(1, KVM_SIGNAL_MSI)], "the same, of a memory device on the PCI bus"),
 ];

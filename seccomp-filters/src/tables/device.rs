@@ -6,14 +6,15 @@
 use crate::rule::Rule;
 use crate::tables::form::{any, is, is_long, when, within_int};
 use crate::values::{
-    CLOEXEC_NONBLOCK, KVM_IRQ_LINE, MADV_DONTNEED, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MSG_FLAGS_RECEIVE,
-    TUNSETOFFLOAD,
+    CLOEXEC_NONBLOCK, KVM_IRQ_LINE, KVM_SIGNAL_MSI, MADV_DONTNEED, MADV_HUGEPAGE, MADV_NOHUGEPAGE,
+    MSG_FLAGS_RECEIVE, TUNSETOFFLOAD,
 };
 
 /// See the module.
 pub(crate) const RULES: &[Rule] = &[
     any("epoll_pwait", "the event loop waits"),
     when("ioctl", &[is(1, KVM_IRQ_LINE)], "devices' interrupts"),
+    when("ioctl", &[is(1, KVM_SIGNAL_MSI)], "the same, of devices on the PCI bus"),
     any("epoll_ctl", "a connection's interest changes, begins and ends"),
     any("read", "eventfds and timers; a connection"),
     any("ppoll", "whether the console's descriptor takes bytes now; it does not wait for its reader"),

@@ -4,12 +4,17 @@
 
 use crate::rule::{Arch, Rule};
 use crate::tables::form::{any, is, only, when};
-use crate::values::{KVM_GET_REGS, KVM_IRQ_LINE, KVM_RUN};
+use crate::values::{KVM_GET_REGS, KVM_IRQ_LINE, KVM_RUN, KVM_SIGNAL_MSI};
 
 /// See the module. `KVM_RUN` stands first: it is the hot one.
 pub(crate) const RULES: &[Rule] = &[
     when("ioctl", &[is(1, KVM_RUN)], "enters the guest"),
     when("ioctl", &[is(1, KVM_IRQ_LINE)], "a device that cannot start says so by its interrupt"),
+    when(
+        "ioctl",
+        &[is(1, KVM_SIGNAL_MSI)],
+        "the same on the PCI bus; the guest unmasks an interrupt that has been waiting",
+    ),
     only(
         Arch::X86_64,
         when(

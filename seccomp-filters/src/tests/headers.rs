@@ -122,6 +122,7 @@ fn requests_are_encoded_as_the_headers_do() {
         KVM_SET_USER_MEMORY_REGION = WRITE 0x46 kvm::kvm_userspace_memory_region;
         KVM_IRQFD = WRITE 0x76 kvm::kvm_irqfd;
         KVM_IRQ_LINE = WRITE 0x61 kvm::kvm_irq_level;
+        KVM_SIGNAL_MSI = WRITE 0xa5 kvm::kvm_msi;
         KVM_IOEVENTFD = WRITE 0x79 kvm::kvm_ioeventfd;
         KVM_RUN = NONE 0x80 ();
     }

@@ -132,6 +132,7 @@ pub struct HuskGuest<'a> {
     ground: &'a Ground,
     config: PathBuf,
     root: PathBuf,
+    transport: Transport,
 }
 
 impl<'a> HuskGuest<'a> {
@@ -142,15 +143,15 @@ impl<'a> HuskGuest<'a> {
     ///
     /// # Errors
     /// One line.
-    pub fn new(husk: &str, ground: &'a Ground) -> Result<Self, String> {
-        let stage = ground.scratch.path().join("husk-root");
+    pub fn new(husk: &str, ground: &'a Ground, transport: Transport) -> Result<Self, String> {
+        let stage = ground.scratch.path().join(format!("husk-root-{transport:?}"));
         let fail = |error| format!("{}: {error}", stage.display());
         fs::create_dir_all(stage.join("bin")).map_err(fail)?;
         for directory in ["dev", "proc", "sys", "tmp", "run", "etc"] {
             fs::create_dir_all(stage.join(directory)).map_err(fail)?;
         }
         fs::copy(&ground.load, stage.join("bin/husk-load")).map_err(fail)?;
-        let root = ground.scratch.path().join("husk-root.erofs");
+        let root = ground.scratch.path().join(format!("husk-root-{transport:?}.erofs"));
         let packed = Command::new("mkfs.erofs").arg("--quiet").arg(&root).arg(&stage).output();
         let packed = packed.map_err(|error| format!("mkfs.erofs: {error}"))?;
         if !packed.status.success() {
@@ -160,7 +161,7 @@ impl<'a> HuskGuest<'a> {
         let drive = serde_json::json!({
             "drive_id": "data", "path_on_host": ground.disk, "is_root_device": false, "is_read_only": true});
         fs::write(&config, serde_json::json!({"drives": [drive]}).to_string()).map_err(fail)?;
-        Ok(Self { husk: husk.to_owned(), ground, config, root })
+        Ok(Self { husk: husk.to_owned(), ground, config, root, transport })
     }
 
     /// Does a job in a new guest.
@@ -171,6 +172,9 @@ impl<'a> HuskGuest<'a> {
         let socket = self.ground.scratch.path().join("v.sock");
         let mut command = Command::new(&self.husk);
         command.args(["run", "--rootfs"]).arg(&self.root).arg("--config").arg(&self.config);
+        if self.transport == Transport::Pci {
+            command.arg("--pci");
+        }
         match job {
             Job::Tcp { .. } => {
                 command.args(["--net", &self.ground.tap.option(), "--allow", &format!("{HOST}/32:{PORT}")]);

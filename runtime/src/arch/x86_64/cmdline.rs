@@ -4,7 +4,7 @@
 //! [`build`] returns fits [`CMDLINE_BYTES`] with its terminating zero.
 
 use super::CMDLINE_BYTES;
-use crate::arch::Slot;
+use crate::arch::Found;
 use husk_protocol::spec::ConsoleDevice;
 
 /// What every default command line says:
@@ -69,20 +69,38 @@ pub fn check(args: &str) -> Result<(), CmdlineError> {
     }
 }
 
-/// `args` with the declarations of the devices at `slots` (kernel: `virtio_mmio.device=`, `drivers/virtio/virtio_mmio.c`).
+/// Keeps a kernel from looking for a PCI bus that is not there.
+const NO_PCI: &str = "pci=off";
+
+/// Whether `args` keep the kernel from looking for a PCI bus.
+#[must_use]
+pub fn turns_pci_off(args: &str) -> bool {
+    split(args).0.split_ascii_whitespace().any(|word| word == NO_PCI)
+}
+
+/// What is for the kernel, and what follows ` -- ` and is for PID 1.
+fn split(args: &str) -> (&str, Option<&str>) {
+    args.split_once(" -- ").map_or((args, None), |(kernel, init)| (kernel, Some(init)))
+}
+
+/// `args` with what the kernel has to know of its devices: nothing of those on a PCI bus; else that there is none, unless `args`
+/// say something of it, and each device's place (kernel: `virtio_mmio.device=`, `drivers/virtio/virtio_mmio.c`).
 /// What follows ` -- ` in `args` is for PID 1 and stays last.
 ///
 /// # Errors
 /// [`CmdlineError::TooLong`].
-pub fn build(args: &str, slots: &[Slot]) -> Result<String, CmdlineError> {
-    let (kernel, init) = args.split_once(" -- ").map_or((args, None), |(kernel, init)| (kernel, Some(init)));
-    let mut line = kernel.trim_end().to_owned();
-    for slot in slots {
-        if !line.is_empty() {
-            line.push(' ');
-        }
-        line.push_str(&format!("virtio_mmio.device=4K@{:#x}:{}", slot.address, slot.irq));
+pub fn build(args: &str, devices: Found<'_>) -> Result<String, CmdlineError> {
+    let (kernel, init) = split(args);
+    let mut words = vec![kernel.trim_end().to_owned()];
+    let said = kernel.split_ascii_whitespace().any(|word| word.starts_with("pci="));
+    if devices != Found::Pci && !said {
+        words.push(NO_PCI.to_owned());
     }
+    let declared =
+        |slot: &crate::arch::Slot| format!("virtio_mmio.device=4K@{:#x}:{}", slot.address, slot.irq);
+    words.extend(devices.slots().iter().map(declared));
+    words.retain(|word| !word.is_empty());
+    let mut line = words.join(" ");
     if let Some(init) = init {
         line.push_str(" -- ");
         line.push_str(init);
@@ -93,14 +111,29 @@ pub fn build(args: &str, slots: &[Slot]) -> Result<String, CmdlineError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::Slot;
 
     const SLOT: Slot = Slot { address: 0xd000_0000, irq: 5 };
+    const NONE: Found<'_> = Found::Mmio(&[]);
 
     #[test]
     fn devices_are_declared() {
-        assert_eq!(build("quiet", &[SLOT]).unwrap(), "quiet virtio_mmio.device=4K@0xd0000000:5");
-        assert_eq!(build("", &[SLOT]).unwrap(), "virtio_mmio.device=4K@0xd0000000:5");
-        assert_eq!(build("a -- b", &[SLOT]).unwrap(), "a virtio_mmio.device=4K@0xd0000000:5 -- b");
+        let with = |args| build(args, Found::Mmio(&[SLOT])).unwrap();
+        assert_eq!(with("quiet"), "quiet pci=off virtio_mmio.device=4K@0xd0000000:5");
+        assert_eq!(with(""), "pci=off virtio_mmio.device=4K@0xd0000000:5");
+        assert_eq!(with("a -- b"), "a pci=off virtio_mmio.device=4K@0xd0000000:5 -- b");
+    }
+
+    #[test]
+    fn what_is_said_of_pci_is_said_once() {
+        let with = |args, devices| build(args, devices).unwrap();
+        assert_eq!(with("pci=off quiet", NONE), "pci=off quiet");
+        assert_eq!(with("pci=conf1", NONE), "pci=conf1");
+        assert_eq!(with("quiet -- pci=off", NONE), "quiet pci=off -- pci=off");
+        assert_eq!(with("quiet", Found::Pci), "quiet");
+        assert_eq!(with("pci=conf1 -- a", Found::Pci), "pci=conf1 -- a");
+        assert!(turns_pci_off("quiet pci=off") && turns_pci_off("pci=off -- x"));
+        assert!(!turns_pci_off("pci=conf1 xpci=off") && !turns_pci_off("quiet -- pci=off"));
     }
 
     #[test]
@@ -108,14 +141,15 @@ mod tests {
         let slots: Vec<Slot> = (0..super::super::MAX_SLOTS).filter_map(super::super::slot).collect();
         assert_eq!(slots.len(), 19);
         for console in [None, Some(ConsoleDevice::Serial), Some(ConsoleDevice::Virtio)] {
-            build(&format!("{} {HOTPLUG}", default_args(console)), &slots).unwrap();
+            build(&format!("{} {HOTPLUG}", default_args(console)), Found::Mmio(&slots)).unwrap();
         }
     }
 
     #[test]
     fn the_longest_line_has_2047_bytes() {
-        assert_eq!(build(&"x".repeat(2047), &[]).unwrap().len(), 2047);
-        assert_eq!(build(&"x".repeat(2048), &[]), Err(CmdlineError::TooLong { length: 2048 }));
+        assert_eq!(build(&"x".repeat(2047), Found::Pci).unwrap().len(), 2047);
+        assert_eq!(build(&"x".repeat(2048), Found::Pci), Err(CmdlineError::TooLong { length: 2048 }));
+        assert_eq!(build(&"x".repeat(2040), NONE), Err(CmdlineError::TooLong { length: 2048 }));
     }
 
     #[test]

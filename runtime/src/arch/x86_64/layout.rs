@@ -54,8 +54,12 @@ pub const MMIO_BYTES: u64 = 0x1000;
 pub(super) const FIRST_IRQ: u32 = 5;
 /// The I/O APIC's last pin.
 pub(super) const LAST_IRQ: u32 = 23;
-/// Most virtio-mmio devices.
+/// Most virtio devices, whatever they are found by.
 pub const MAX_SLOTS: usize = (LAST_IRQ - FIRST_IRQ + 1) as usize;
+
+/// Ports of devices on the PCI bus, above all that a PC has of old, and how many each has.
+const PCI_PORTS_START: u16 = 0x1000;
+const PCI_PORTS: u16 = 0x100;
 
 /// Local APICs.
 pub(crate) const LAPIC: u32 = 0xfee0_0000;
@@ -107,9 +111,25 @@ pub fn slot(index: usize) -> Option<super::super::Slot> {
     Some(super::super::Slot { address, irq: LAST_IRQ - offset })
 }
 
+/// Ports and memory of number `index` of the devices on the PCI bus, as a PC's firmware would have given them out: its first port
+/// and the address of its page; `None` past the last one.
+#[must_use]
+pub fn pci_windows(index: usize) -> Option<(u16, u32)> {
+    let index = u16::try_from(index).ok().filter(|_| index < MAX_SLOTS)?;
+    let page = u32::try_from(MMIO_START + MMIO_BYTES * u64::from(index)).ok()?;
+    Some((PCI_PORTS_START + PCI_PORTS * index, page))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pci_devices_have_windows_of_their_own() {
+        assert_eq!(pci_windows(0), Some((0x1000, 0xd000_0000)));
+        assert_eq!(pci_windows(18), Some((0x2200, 0xd001_2000)));
+        assert_eq!(pci_windows(19), None);
+    }
 
     #[test]
     fn memory_stops_at_the_gap_and_goes_on_after_it() {

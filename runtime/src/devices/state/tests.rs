@@ -5,6 +5,7 @@ use crate::devices::virtio::block::Block;
 use crate::devices::virtio::entropy::Entropy;
 use crate::devices::virtio::event_loop::{EventLoop, LoopHandle};
 use crate::devices::virtio::fs::Fs;
+use crate::devices::virtio::mmio::MmioTransport;
 use crate::devices::virtio::testkit::drive::{driver_ok, negotiate, set_queue, until, write};
 use crate::devices::virtio::testkit::{HIGH, Ring, memory};
 use crate::devices::virtio::{Memory, VirtioDevice};
@@ -58,7 +59,7 @@ fn machine(memory: Memory, file: &File) -> Machine {
         rings.push((first..).zip(sizes).map(|(place, size)| Ring::new(&memory, place, size)).collect());
         let line = EventFd::new(libc::EFD_NONBLOCK).unwrap();
         let transport = MmioTransport::new(device, memory.clone(), Box::new(line), handle).unwrap();
-        devices.add(name, Arc::clone(&transport));
+        devices.add(name, Arc::clone(transport.transport()));
         transports.push(transport);
     }
     let loops = [(handle, event_loop), (drive, other)];
@@ -157,7 +158,7 @@ fn another_machines_sections_are_refused() {
     let mut swapped = sections.clone();
     swapped.swap(1, 3);
     let error = load(&swapped).unwrap_err().to_string();
-    assert_eq!(error, r#"drive: virtio-mmio: name is "entropy"; drive is allowed"#);
+    assert_eq!(error, r#"drive: virtio: name is "entropy"; drive is allowed"#);
     swapped.swap(0, 1);
     assert!(matches!(load(&swapped), Err(LoadError::Id { .. })));
     let other = machine(memory(), &file(9));

@@ -18,6 +18,7 @@ pub mod limiter;
 pub mod mem;
 pub mod mmio;
 pub mod net;
+pub mod pci;
 pub mod pmem;
 pub mod queue;
 mod service;
@@ -25,6 +26,7 @@ mod service;
 #[allow(clippy::unwrap_used, clippy::panic, reason = "a driver that cannot be set up ends its test")]
 #[cfg_attr(not(test), allow(dead_code, reason = "the unit tests use all of it"))]
 pub(crate) mod testkit;
+pub mod transport;
 pub mod vsock;
 
 use crate::state::{LoadError, Section};

@@ -3,6 +3,7 @@
 //! Owns the driver's side of everything, well-behaved by default and as hostile as a test wants: any descriptor, any
 //! index, any register. [`Bench`] runs a worker in the test's own thread; [`drive`] talks to a transport's registers.
 
+pub(crate) mod pci;
 #[cfg(test)]
 pub(crate) mod rig;
 
@@ -312,26 +313,37 @@ impl Bench {
     }
 }
 
+/// So that a share of a transport is driven as the transport is.
+impl<T: BusDevice + ?Sized> BusDevice for Arc<T> {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        T::read(self, offset, data);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        T::write(self, offset, data);
+    }
+}
+
 /// The driver at a transport's registers.
 pub(crate) mod drive {
     use super::*;
 
-    pub(crate) fn read(transport: &MmioTransport, offset: u64) -> u32 {
+    pub(crate) fn read(transport: &dyn BusDevice, offset: u64) -> u32 {
         let mut data = [0; 4];
         transport.read(offset, &mut data);
         u32::from_le_bytes(data)
     }
 
-    pub(crate) fn write(transport: &MmioTransport, offset: u64, value: u32) {
+    pub(crate) fn write(transport: &dyn BusDevice, offset: u64, value: u32) {
         transport.write(offset, &value.to_le_bytes());
     }
 
-    pub(crate) fn status(transport: &MmioTransport) -> u32 {
+    pub(crate) fn status(transport: &dyn BusDevice) -> u32 {
         read(transport, 0x70)
     }
 
     /// Acknowledges all features that are offered, and `FEATURES_OK`.
-    pub(crate) fn negotiate(transport: &MmioTransport) {
+    pub(crate) fn negotiate(transport: &dyn BusDevice) {
         write(transport, 0x70, 0);
         write(transport, 0x70, 1);
         write(transport, 0x70, 3);
@@ -344,7 +356,7 @@ pub(crate) mod drive {
         assert_eq!(status(transport), 11);
     }
 
-    pub(crate) fn set_queue(transport: &MmioTransport, index: u32, setup: &QueueSetup) {
+    pub(crate) fn set_queue(transport: &dyn BusDevice, index: u32, setup: &QueueSetup) {
         write(transport, 0x30, index);
         write(transport, 0x38, setup.size);
         for (register, addr) in [(0x80, setup.descriptors), (0x90, setup.available), (0xa0, setup.used)] {
@@ -354,7 +366,7 @@ pub(crate) mod drive {
         write(transport, 0x44, setup.ready.into());
     }
 
-    pub(crate) fn driver_ok(transport: &MmioTransport) {
+    pub(crate) fn driver_ok(transport: &dyn BusDevice) {
         write(transport, 0x70, 15);
     }
 

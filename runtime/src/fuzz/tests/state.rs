@@ -1,7 +1,7 @@
 //! Every bit of every device's section, and every length of it.
 
 use crate::fuzz::registers::DEVICES;
-use crate::fuzz::state::Pair;
+use crate::fuzz::state::{PCI, Pair};
 
 #[test]
 fn every_bit_of_a_disk_is_refused_or_harmless() {
@@ -48,8 +48,20 @@ fn every_bit_of_memory_that_comes_and_goes_is_refused_or_harmless() {
     every_bit_and_length(8);
 }
 
+#[test]
+fn every_bit_of_a_function_on_a_pci_bus_is_refused_or_harmless() {
+    every_bit_and_length(PCI + 1);
+}
+
+#[test]
+fn every_device_goes_on_on_another_pci_bus() {
+    for kind in (PCI..).take(DEVICES) {
+        assert!(Pair::new(kind).load() > 1, "{kind}");
+    }
+}
+
 fn every_bit_and_length(kind: u8) {
-    assert!(usize::from(kind) < DEVICES);
+    assert!(usize::from(kind % PCI) < DEVICES);
     let length = Pair::new(kind).bytes.len();
     assert!(Pair::new(kind).load() > 1, "what is sound goes on where it was");
     let mut loaded = 0;

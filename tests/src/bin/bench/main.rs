@@ -1,7 +1,7 @@
 //! Prints the stages of a cold run, with the peer in the same boot of the lab.
 //!
-//! `husk-bench [--husk PATH] [--runs N] [--unit instructions|time] [--firecracker PATH --jailer PATH --kernel PATH
-//! [--pci-kernel PATH]]`, with `--load PATH` (the guest's program) what the devices' work costs instead; `--only TEXT`: the rows that have it in their name;
+//! `husk-bench [--husk PATH] [--runs N] [--unit instructions|time] [--firecracker PATH --jailer PATH --kernel PATH]`,
+//! with `--load PATH` (the guest's program) what the devices' work costs instead; `--only TEXT`: the rows that have it in their name;
 //! with `--cells PATH` (the program in them) what one more cell costs instead.
 //!
 //! A benchmark judges nothing: an aim that is missed is printed with the stage that takes most of it.
@@ -24,7 +24,6 @@ struct Options {
     firecracker: Option<String>,
     jailer: Option<String>,
     kernel: Option<String>,
-    pci_kernel: Option<String>,
     load: Option<String>,
     cells: Option<String>,
     only: String,
@@ -38,7 +37,6 @@ fn options() -> Result<Options, String> {
         firecracker: None,
         jailer: None,
         kernel: None,
-        pci_kernel: None,
         load: None,
         cells: None,
         only: String::new(),
@@ -53,7 +51,6 @@ fn options() -> Result<Options, String> {
             "--firecracker" => options.firecracker = Some(value),
             "--jailer" => options.jailer = Some(value),
             "--kernel" => options.kernel = Some(value),
-            "--pci-kernel" => options.pci_kernel = Some(value),
             "--load" => options.load = Some(value),
             "--cells" => options.cells = Some(value),
             "--only" => options.only = value,
@@ -87,6 +84,7 @@ fn runs_of(options: &Options, extra: &[&str]) -> Result<Vec<Stamps>, String> {
 
 fn bench(options: &Options) -> Result<(), String> {
     let lazy = runs_of(options, &[])?;
+    let pci = runs_of(options, &["--pci"])?;
     let prefault = runs_of(options, &["--prefault"])?;
     let pool = std::fs::read_to_string(HUGE_PAGES).unwrap_or_default();
     drop(std::fs::write(HUGE_PAGES, "72"));
@@ -98,6 +96,7 @@ fn bench(options: &Options) -> Result<(), String> {
     if !peer.is_empty() {
         table.column("firecracker", &peer);
     }
+    table.column("--pci", &pci);
     table.column("--prefault", &prefault);
     match &huge {
         Ok(runs) => table.column("--hugepages 2M", runs),

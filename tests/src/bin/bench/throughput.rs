@@ -1,4 +1,4 @@
-//! The table of what a device's byte and operation cost, husk's beside the peer's over each of its transports.
+//! The table of what a device's byte and operation cost, husk's beside the peer's, over each transport.
 //!
 //! Owns the order of runs: husk and the peers in turn, so that whatever the machine does meanwhile hits all.
 
@@ -13,6 +13,8 @@ const TIMED_RUNS: usize = 5;
 /// And where instructions are counted: when one thread takes the CPU from another differs by a few of them, and with it how
 /// many frames are handled in one go, so runs of a stream differ by 3 %.
 const COUNTED_RUNS: usize = 3;
+/// The columns of husk, and then of the peer: each is compared with its like.
+const TRANSPORTS: [(&str, Transport); 2] = [("MMIO", Transport::Mmio), ("PCI", Transport::Pci)];
 /// Columns' widths.
 const NAME: usize = 30;
 const PRICE: usize = 14;
@@ -23,16 +25,20 @@ pub(crate) fn bench(options: &Options, program: &str) -> Result<(), String> {
     let (runs, amount) =
         if options.instructions { (COUNTED_RUNS, Amount::COUNTED) } else { (TIMED_RUNS, Amount::TIMED) };
     let ground = Ground::prepare(program.into())?;
-    let husk = HuskGuest::new(&options.husk, &ground)?;
+    let husk = TRANSPORTS.map(|(_, transport)| HuskGuest::new(&options.husk, &ground, transport));
+    let husk = husk.into_iter().collect::<Result<Vec<_>, _>>()?;
     let peers = peers(options, &ground)?;
-    print_head(options.instructions, runs, &peers);
+    print_head(options.instructions, runs, peers.len());
     let mut missed = 0;
     let rows = loads(HuskGuest::DISK, amount).into_iter().zip(loads(PeerGuest::DISK, amount));
     for (own, theirs) in rows.filter(|(own, _)| own.name.contains(&options.only)) {
-        let mut row = vec![Vec::new(); 1 + peers.len()];
+        let mut row = vec![Vec::new(); husk.len() + peers.len()];
         for _ in 0..runs {
-            row[0].push(husk.run(&own.job)?);
-            for ((_, peer), column) in peers.iter().zip(&mut row[1..]) {
+            let (mine, others) = row.split_at_mut(husk.len());
+            for (husk, column) in husk.iter().zip(mine) {
+                column.push(husk.run(&own.job)?);
+            }
+            for (peer, column) in peers.iter().zip(others) {
                 column.push(peer.run(&theirs.job)?);
             }
         }
@@ -42,22 +48,14 @@ pub(crate) fn bench(options: &Options, program: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// The peer over each transport that it has a kernel for.
-fn peers(options: &Options, ground: &Ground) -> Result<Vec<(&'static str, PeerGuest)>, String> {
+/// The peer over each transport.
+fn peers(options: &Options, ground: &Ground) -> Result<Vec<PeerGuest>, String> {
     let (Some(firecracker), Some(jailer)) = (&options.firecracker, &options.jailer) else {
         return Ok(Vec::new());
     };
-    let kernels = [
-        ("firecracker MMIO", Transport::Mmio, &options.kernel),
-        ("firecracker PCI", Transport::Pci, &options.pci_kernel),
-    ];
-    let named =
-        kernels.into_iter().filter_map(|(name, transport, kernel)| Some((name, transport, kernel.as_ref()?)));
-    let stage = |(name, transport, kernel): (&'static str, Transport, &String)| {
-        let programs = [firecracker, jailer, kernel].map(Path::new);
-        Ok((name, PeerGuest::new(programs, transport, ground)?))
-    };
-    named.map(stage).collect()
+    let kernel = options.kernel.as_ref().ok_or("--kernel is needed with --firecracker")?;
+    let programs = [firecracker, jailer, kernel].map(Path::new);
+    TRANSPORTS.map(|(_, transport)| PeerGuest::new(programs, transport, ground)).into_iter().collect()
 }
 
 /// What a job came to in one number: instructions (the guest's clock in the deterministic mode) per operation or byte,
@@ -82,7 +80,7 @@ fn shown(load: &Load, instructions: bool, figure: f64) -> String {
     }
 }
 
-fn print_head(instructions: bool, runs: usize, peers: &[(&str, PeerGuest)]) {
+fn print_head(instructions: bool, runs: usize, peers: usize) {
     println!();
     if instructions {
         println!(
@@ -93,9 +91,12 @@ fn print_head(instructions: bool, runs: usize, peers: &[(&str, PeerGuest)]) {
             "What a device carries; medians of {runs} alternating runs, and the runs' ratios: median (lowest to highest)"
         );
     }
-    print!("{:<NAME$}{:>PRICE$}", "", "husk");
-    for (name, _) in peers {
-        print!("{name:>RATIO$}{:>RATIO$}", "husk's / its");
+    print!("{:<NAME$}", "");
+    for (name, _) in TRANSPORTS {
+        print!("{:>PRICE$}", format!("husk {name}"));
+    }
+    for (name, _) in TRANSPORTS.into_iter().take(peers) {
+        print!("{:>RATIO$}{:>RATIO$}", format!("firecracker {name}"), "husk's / its");
     }
     println!();
 }
@@ -104,10 +105,13 @@ fn print_head(instructions: bool, runs: usize, peers: &[(&str, PeerGuest)]) {
 fn print_row(load: &Load, instructions: bool, row: &[Vec<Took>]) -> usize {
     let figures: Vec<Vec<f64>> =
         row.iter().map(|runs| runs.iter().map(|took| figure(load, instructions, *took)).collect()).collect();
-    let Some((own, peers)) = figures.split_first() else { return 0 };
-    print!("{:<NAME$}{:>PRICE$}", load.name, shown(load, instructions, spread(own).1));
+    let (husk, peers) = figures.split_at(TRANSPORTS.len().min(figures.len()));
+    print!("{:<NAME$}", load.name);
+    for own in husk {
+        print!("{:>PRICE$}", shown(load, instructions, spread(own).1));
+    }
     let mut missed = 0;
-    for peer in peers {
+    for (own, peer) in husk.iter().zip(peers) {
         let ratios: Vec<f64> = own.iter().zip(peer).map(|(own, peer)| own / peer).collect();
         let (least, ratio, most) = spread(&ratios);
         let lost = instructions && ratio > 1.0;
@@ -123,18 +127,16 @@ fn print_row(load: &Load, instructions: bool, row: &[Vec<Took>]) -> usize {
     missed
 }
 
-fn print_foot(options: &Options, peers: &[(&str, PeerGuest)], missed: usize) {
+fn print_foot(options: &Options, peers: &[PeerGuest], missed: usize) {
     let skipped = 6 * (2 - peers.len());
     if !peers.is_empty() {
         println!(
             "(firecracker: in a cgroup with memory and pids limits, as husk's cell is; one queue each, synchronous disk; the same \
-             program, and the same kernel, over PCI with a PCI bus)"
+             program and kernel; each compared with husk over the same transport)"
         );
     }
     if skipped > 0 {
-        println!(
-            "({skipped} comparisons skipped: PEER_FIRECRACKER names no peer, or there is no kernel for its transport)"
-        );
+        println!("({skipped} comparisons skipped: PEER_FIRECRACKER names no peer)");
     }
     if options.instructions && !peers.is_empty() {
         println!("aim: no more instructions than the peer: missed {missed} times");

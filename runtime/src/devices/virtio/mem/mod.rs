@@ -34,7 +34,7 @@ impl Requested {
         self.bytes.load(Ordering::SeqCst)
     }
 
-    /// Asks for `bytes`: whole blocks of it, and at most what the region holds. Within `MmioTransport::change_config`.
+    /// Asks for `bytes`: whole blocks of it, and at most what the region holds. Within `Transport::change_config`.
     pub fn set(&self, bytes: u64) {
         let bytes = bytes.min(self.most);
         self.bytes.store(bytes - bytes % BLOCK, Ordering::SeqCst);

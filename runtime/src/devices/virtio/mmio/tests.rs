@@ -1,13 +1,18 @@
 use super::*;
-use crate::devices::virtio::event_loop::EventLoop;
+use crate::devices::virtio::event_loop::{EventLoop, LoopHandle};
+use crate::devices::virtio::queue::{QueueSetup, Virtqueue};
 use crate::devices::virtio::testkit::drive::{driver_ok, negotiate, read, set_queue, status, until, write};
 use crate::devices::virtio::testkit::{HIGH, HIGH_END, LOW_END, Ring, memory};
-use crate::devices::virtio::{Busy, Token, Worker, read_from};
+use crate::devices::virtio::{
+    ActivateError, Activation, Busy, DeviceError, DeviceKind, FEATURE_EVENT_IDX, Interrupt, Token, Worker,
+    read_from,
+};
 use crate::state::{Format, LoadError, Section};
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
+use virtio_queue::Queue;
 
 const NEEDS_RESET: u32 = 64;
 const ECHO: Format = Format { id: "echo", version: 1 };
@@ -70,11 +75,11 @@ impl Worker for EchoWorker {
     }
 }
 
-pub(super) struct Rig {
-    pub(super) transport: Arc<MmioTransport>,
-    pub(super) line: EventFd,
-    pub(super) ring: Ring,
-    pub(super) busy: Arc<AtomicBool>,
+pub(crate) struct Rig {
+    pub(crate) transport: Arc<MmioTransport>,
+    pub(crate) line: EventFd,
+    pub(crate) ring: Ring,
+    pub(crate) busy: Arc<AtomicBool>,
     activations: Arc<AtomicU32>,
     handle: LoopHandle,
     thread: Option<JoinHandle<()>>,
@@ -101,7 +106,7 @@ fn rig() -> Rig {
     Rig { transport, line, ring: Ring::new(&memory, 0, 64), busy, activations, handle, thread }
 }
 
-pub(super) fn started() -> Rig {
+pub(crate) fn started() -> Rig {
     let rig = rig();
     negotiate(&rig.transport);
     set_queue(&rig.transport, 0, &rig.ring.setup);
@@ -116,7 +121,7 @@ fn a_kick_through_the_register_reaches_the_worker_and_interrupts() {
     rig.ring.offer(&[(0x10_0000, 16, true)]);
     write(&rig.transport, 0x50, 0);
     until(|| rig.line.read().is_ok());
-    assert_eq!(read(&rig.transport, 0x60), 1);
+    assert_eq!((read(&rig.transport, 0x60), read(&rig.transport, 8)), (1, 2));
     write(&rig.transport, 0x64, 1);
     assert_eq!(read(&rig.transport, 0x60), 0);
     assert_eq!(rig.ring.take_used(), Some((0, 0)));

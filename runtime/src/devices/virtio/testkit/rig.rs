@@ -4,12 +4,14 @@
 //! the test hands to both devices: its memory is a copy, its section went through bytes.
 
 use super::drive::{driver_ok, negotiate, set_queue, status, write};
+use super::pci::{OverPci, Shown, WINDOWS};
 use super::{HIGH, LOW_END, Ring, memory};
 use crate::devices::virtio::event_loop::{EventLoop, LoopHandle};
 use crate::devices::virtio::mmio::MmioTransport;
+use crate::devices::virtio::pci::PciTransport;
 use crate::devices::virtio::{Memory, VirtioDevice};
 use crate::state;
-use std::sync::Arc;
+use std::cell::Cell;
 use std::time::Instant;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
@@ -19,9 +21,33 @@ pub(crate) const NAME: &str = "the device";
 /// Turns within which what is to happen happens.
 const PATIENCE: u32 = 20_000;
 
+thread_local! {
+    static OVER_PCI: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `test` with rigs whose devices are on a PCI bus.
+pub(crate) fn with_pci(test: impl FnOnce()) {
+    OVER_PCI.set(true);
+    test();
+    OVER_PCI.set(false);
+}
+
+/// The same tests again, over PCI.
+macro_rules! over_pci {
+    ($($test:ident),* $(,)?) => {
+        mod over_pci {
+            $(#[test]
+            fn $test() {
+                crate::devices::virtio::testkit::rig::with_pci(super::$test);
+            })*
+        }
+    };
+}
+pub(crate) use over_pci;
+
 pub(crate) struct Rig {
     pub(crate) memory: Memory,
-    pub(crate) transport: Arc<MmioTransport>,
+    pub(crate) transport: Shown,
     pub(crate) rings: Vec<Ring>,
     /// The interrupt's.
     pub(crate) line: EventFd,
@@ -53,9 +79,14 @@ impl Rig {
         let sizes = device.queue_sizes().to_vec();
         let rings = (0..).zip(sizes).map(|(index, size)| Ring::new(&memory, index, size)).collect();
         let line = EventFd::new(libc::EFD_NONBLOCK).unwrap();
-        let transport =
-            MmioTransport::new(device, memory.clone(), Box::new(line.try_clone().unwrap()), handle);
-        Self { memory, transport: transport.unwrap(), rings, line, event_loop, drive_loop }
+        let far = Box::new(line.try_clone().unwrap());
+        let transport = if OVER_PCI.get() {
+            let function = PciTransport::new(device, memory.clone(), WINDOWS, far, handle);
+            Shown::Pci(OverPci::new(function.unwrap()))
+        } else {
+            Shown::Mmio(MmioTransport::new(device, memory.clone(), far, handle).unwrap())
+        };
+        Self { memory, transport, rings, line, event_loop, drive_loop }
     }
 
     fn started(mut self) -> Self {

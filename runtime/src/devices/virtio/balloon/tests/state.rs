@@ -20,7 +20,7 @@ fn device(amount_mib: u32, seconds: u16) -> (Box<Balloon>, Receiver<BalloonRepor
 
 fn interrupts(rig: &Rig) -> u32 {
     let mut status = [0; 4];
-    crate::devices::BusDevice::read(&*rig.transport, 0x60, &mut status);
+    crate::devices::BusDevice::read(&rig.transport, 0x60, &mut status);
     u32::from_le_bytes(status)
 }
 
@@ -29,7 +29,7 @@ fn interrupts(rig: &Rig) -> u32 {
 fn balloon_saves_and_loads_with_requests_in_flight() {
     let (first, told) = device(4, 10_000);
     let mut rig = Rig::start(first);
-    crate::devices::BusDevice::write(&*rig.transport, 0x104, &700_u32.to_le_bytes());
+    crate::devices::BusDevice::write(&rig.transport, 0x104, &700_u32.to_le_bytes());
     rig.write(LIST, &[4, 0, 9, 0, 0, 0, 0, 0, 0, 0]);
     let held = u32::from(rig.rings[STATS].offer(&[(LIST, 10, false)]));
     rig.kick(2);
@@ -48,7 +48,7 @@ fn balloon_saves_and_loads_with_requests_in_flight() {
     assert_eq!(rig.rings[INFLATE].take_all_used(), [(inflated, 0)]);
     assert_eq!(rig.read(PAGES, 4096), [0; 4096]);
     let mut actual = [0; 4];
-    crate::devices::BusDevice::read(&*rig.transport, 0x104, &mut actual);
+    crate::devices::BusDevice::read(&rig.transport, 0x104, &mut actual);
     assert_eq!(u32::from_le_bytes(actual), 700);
     assert_eq!(told.try_recv().unwrap().actual_mib, 700 / PAGES_PER_MIB);
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -70,6 +70,11 @@ fn a_driver_hears_of_another_amount() {
     let rig = rig.restore(device(5, 10_000).0);
     assert_eq!(interrupts(&rig) & 2, 2);
     let mut amount = [0; 4];
-    crate::devices::BusDevice::read(&*rig.transport, 0x100, &mut amount);
+    crate::devices::BusDevice::read(&rig.transport, 0x100, &mut amount);
     assert_eq!(u32::from_le_bytes(amount), 5 * PAGES_PER_MIB);
 }
+
+crate::devices::virtio::testkit::rig::over_pci!(
+    balloon_saves_and_loads_with_requests_in_flight,
+    a_driver_hears_of_another_amount,
+);

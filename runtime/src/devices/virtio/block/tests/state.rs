@@ -134,3 +134,9 @@ fn a_disk_of_another_size_is_refused() {
     assert_eq!(error.to_string(), said);
     assert!(device(&file(1023)).load(&small.save()).is_ok());
 }
+
+crate::devices::virtio::testkit::rig::over_pci!(
+    block_saves_and_loads_with_requests_in_flight,
+    an_async_drive_saves_and_loads_with_requests_in_flight,
+    a_disk_of_another_size_is_refused,
+);

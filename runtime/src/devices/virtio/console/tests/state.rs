@@ -43,3 +43,5 @@ fn console_saves_and_loads_with_requests_in_flight() {
     let lines: Vec<_> = (0..50).map(|number| format!("line {number:02}")).collect();
     assert_eq!(printed.lines().collect::<Vec<_>>(), [&["early".to_owned()], &lines[..]].concat());
 }
+
+crate::devices::virtio::testkit::rig::over_pci!(console_saves_and_loads_with_requests_in_flight,);

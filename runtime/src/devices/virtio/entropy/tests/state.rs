@@ -28,3 +28,5 @@ fn entropy_saves_and_loads_with_requests_in_flight() {
     assert!(all.into_iter().all(|bytes| bytes.iter().any(|&byte| byte != 0)));
     rig.is_well();
 }
+
+crate::devices::virtio::testkit::rig::over_pci!(entropy_saves_and_loads_with_requests_in_flight,);

@@ -110,3 +110,9 @@ fn a_pause_is_no_reset() {
     }
     rig.is_well();
 }
+
+crate::devices::virtio::testkit::rig::over_pci!(
+    fs_saves_and_loads_with_requests_in_flight,
+    a_pause_that_takes_too_long_is_taken_back,
+    a_pause_is_no_reset,
+);

@@ -56,3 +56,8 @@ fn a_region_elsewhere_and_runs_that_are_none_are_refused() {
         assert_eq!(hotplug.plugged_bytes(), 0, "nothing was taken over");
     }
 }
+
+crate::devices::virtio::testkit::rig::over_pci!(
+    mem_saves_and_loads_with_requests_in_flight,
+    a_region_elsewhere_and_runs_that_are_none_are_refused,
+);

@@ -1,10 +1,44 @@
-use super::*;
-use crate::devices::virtio::{FEATURE_EVENT_IDX, FEATURE_INDIRECT};
+use super::{MAGIC, mmio};
+use crate::devices::virtio::queue::QueueSetup;
+use crate::devices::virtio::transport::negotiation::{Effect, Negotiation, half};
+use crate::devices::virtio::{FEATURE_EVENT_IDX, FEATURE_INDIRECT, FEATURE_VERSION_1};
+use std::ops::{Deref, DerefMut};
+use virtio_bindings::virtio_config::{
+    VIRTIO_CONFIG_S_ACKNOWLEDGE as ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER as DRIVER,
+    VIRTIO_CONFIG_S_DRIVER_OK as DRIVER_OK, VIRTIO_CONFIG_S_FAILED as FAILED,
+    VIRTIO_CONFIG_S_FEATURES_OK as FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET as NEEDS_RESET,
+};
 
 const OFFERED: u64 = FEATURE_EVENT_IDX | 1 << 3;
 
+/// The negotiation, through the registers.
+struct Registers(Negotiation);
+
+impl Registers {
+    fn read(&self, offset: u32) -> u32 {
+        super::read(&self.0, offset)
+    }
+
+    fn write(&mut self, offset: u32, value: u32) -> Effect {
+        super::write(offset, value).map_or(Effect::None, |write| self.0.write(write))
+    }
+}
+
+impl Deref for Registers {
+    type Target = Negotiation;
+    fn deref(&self) -> &Negotiation {
+        &self.0
+    }
+}
+
+impl DerefMut for Registers {
+    fn deref_mut(&mut self) -> &mut Negotiation {
+        &mut self.0
+    }
+}
+
 fn registers() -> Registers {
-    Registers::new(2, OFFERED, &[128, 64])
+    Registers(Negotiation::new(OFFERED, &[128, 64]))
 }
 
 fn acknowledge(registers: &mut Registers, features: u64) {
@@ -30,9 +64,8 @@ fn negotiated() -> Registers {
 #[test]
 fn a_driver_finds_the_device() {
     let mut registers = registers();
-    assert_eq!(registers.read(0), 0x7472_6976);
+    assert_eq!(registers.read(0), MAGIC);
     assert_eq!(registers.read(4), 2);
-    assert_eq!(registers.read(8), 2);
     registers.write(mmio::VIRTIO_MMIO_DEVICE_FEATURES_SEL, 1);
     assert_eq!(registers.read(0x10), 1, "VERSION_1 is always offered");
     registers.write(mmio::VIRTIO_MMIO_DEVICE_FEATURES_SEL, 2);

@@ -288,3 +288,12 @@ fn a_link_that_was_down_is_up_with_a_new_peer_and_the_driver_is_told() {
     rig.settle();
     assert!(!is_up(&rig) && told(&rig));
 }
+
+crate::devices::virtio::testkit::rig::over_pci!(
+    net_saves_and_loads_with_requests_in_flight,
+    a_useless_buffer_waits_behind_the_others,
+    several_pairs_save_and_load_with_requests_in_flight,
+    as_many_pairs_are_loaded_as_there_are_and_a_reset_leaves_one,
+    half_a_frame_goes_on_after_a_pause_and_stays_behind_at_a_load,
+    a_link_that_was_down_is_up_with_a_new_peer_and_the_driver_is_told,
+);

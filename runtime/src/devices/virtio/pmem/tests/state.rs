@@ -32,3 +32,8 @@ fn an_image_elsewhere_is_refused() {
     let error = device.load(&other.save()).unwrap_err().to_string();
     assert!(error.starts_with("virtio-pmem: size and address is 0x"), "{error}");
 }
+
+crate::devices::virtio::testkit::rig::over_pci!(
+    pmem_saves_and_loads_with_requests_in_flight,
+    an_image_elsewhere_is_refused,
+);

@@ -203,3 +203,10 @@ fn handshakes_outlive_a_pause_longer_than_their_patience() {
     asking.read_exact(&mut line).unwrap();
     assert_eq!(&line[..3], b"OK ");
 }
+
+crate::devices::virtio::testkit::rig::over_pci!(
+    vsock_saves_and_loads_with_requests_in_flight,
+    the_reset_is_told_as_soon_as_it_can_be,
+    streams_outlive_a_pause,
+    handshakes_outlive_a_pause_longer_than_their_patience,
+);

@@ -14,21 +14,17 @@
 //! Whoever pauses has stopped the vCPUs first: then nobody reads a status or a configuration in between. A register that is
 //! written all the same does what it says; what it starts, starts at the resume.
 
-use super::registers::{self, Registers};
-use super::{MmioTransport, State};
+use super::negotiation::{self, Negotiation};
+use super::{State, Transport};
 use crate::devices::virtio::{Busy, FEATURE_EVENT_IDX};
 use crate::state::{Format, LoadError, Section};
 use serde::{Deserialize, Serialize};
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
-use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
 use virtio_queue::{Queue, QueueT};
 
-pub(super) const FORMAT: Format = Format { id: "virtio-mmio", version: 1 };
-
-/// Every bit of the interrupt status.
-const INTERRUPTS: u32 = VIRTIO_MMIO_INT_VRING | VIRTIO_MMIO_INT_CONFIG;
+pub(super) const FORMAT: Format = Format { id: "virtio", version: 1 };
 
 /// How far a pause is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,12 +49,13 @@ pub(super) struct Saved {
     pub(super) name: String,
     /// What it is: the device id that the driver reads.
     pub(super) kind: u32,
-    pub(super) registers: registers::Saved,
-    pub(super) interrupts: u32,
+    pub(super) negotiation: negotiation::Saved,
     /// Of the configuration.
     pub(super) generation: u32,
     /// By queue; none where no worker had it.
     pub(super) positions: Vec<Option<Position>>,
+    /// What the driver has of the transport at hand.
+    pub(super) face: Section,
     pub(super) device: Section,
 }
 
@@ -71,7 +68,7 @@ pub(super) struct Position {
     pub(super) next_used: u16,
 }
 
-impl MmioTransport {
+impl Transport {
     /// Asks the device to stand still, and to lose nothing. It does once [`Self::wait_paused`] says so. Never waits.
     pub fn pause(&self) {
         let mut state = self.lock();
@@ -79,7 +76,7 @@ impl MmioTransport {
             (Phase::Paused, _) => Phase::Paused,
             (Phase::Running, Some(key)) => {
                 // One that is being reset was asked already.
-                if !state.registers.is_resetting() {
+                if !state.negotiation.is_resetting() {
                     self.event_loop.pause(key);
                 }
                 Phase::Pausing
@@ -128,16 +125,14 @@ impl MmioTransport {
 
     fn go_on(&self, state: &mut State) {
         state.phase = Phase::Running;
-        if state.registers.runs() {
+        if state.negotiation.runs() {
             self.start(state);
         }
         for kick in self.notifiers.iter() {
             // It fails only at 2^64 - 2 kicks: readable all the same.
             let _ = kick.write(1);
         }
-        if self.interrupt.with_status(|status| *status) != 0 {
-            self.interrupt.line.pulse();
-        }
+        self.face.repeat();
     }
 
     /// What there is of the device called `name`. Not saved: what it counted of its driver's faults.
@@ -154,14 +149,18 @@ impl MmioTransport {
             Some(Position { next_avail: queue.next_avail(), next_used: queue.next_used() })
         };
         // A device that needs a reset goes on with no queue; where it had stopped means nothing.
-        let runs = state.registers.runs();
+        let runs = state.negotiation.runs();
         let saved = Saved {
             name: name.to_owned(),
             kind: self.kind.id(),
-            registers: state.registers.save(),
-            interrupts: self.interrupt.with_status(|status| *status),
+            negotiation: state.negotiation.save(),
             generation: self.config_generation(&state),
-            positions: state.registers.queues().map(|(index, ..)| position(index).filter(|_| runs)).collect(),
+            positions: state
+                .negotiation
+                .queues()
+                .map(|(index, ..)| position(index).filter(|_| runs))
+                .collect(),
+            face: self.face.save(),
             device: state.device.save(),
         };
         Ok(FORMAT.section(&saved))
@@ -177,35 +176,36 @@ impl MmioTransport {
 
     fn take_over(&self, name: &str, section: &Section) -> Result<(), LoadError> {
         let saved: Saved = FORMAT.parse(section)?;
-        let (kind, interrupts) = (self.kind.id(), saved.interrupts);
+        let kind = self.kind.id();
         FORMAT.check(saved.name == name, "name", format_args!("{:.64?}", saved.name), name)?;
         FORMAT.check(saved.kind == kind, "kind", saved.kind, kind)?;
-        FORMAT.check(interrupts & !INTERRUPTS == 0, "interrupt status", interrupts, "0 to 3")?;
         let mut state = self.lock();
-        if state.worker.is_some() || !state.registers.is_at_reset() {
+        if state.worker.is_some() || !state.negotiation.is_at_reset() {
             return Err(LoadError::Started { section: FORMAT.id.to_owned() });
         }
-        let registers = state.registers.loaded(&saved.registers)?;
+        let negotiation = state.negotiation.loaded(&saved.negotiation)?;
+        let take_over_face = self.face.loaded(&saved.face)?;
         let (count, queues) = (saved.positions.len(), self.notifiers.len());
         FORMAT.check(count == queues, "number of positions", count, queues)?;
-        let kept = if registers.runs() { self.queues_at(&registers, &saved.positions)? } else { Vec::new() };
+        let kept =
+            if negotiation.runs() { self.queues_at(&negotiation, &saved.positions)? } else { Vec::new() };
         state.device.load(&saved.device)?;
-        self.interrupt.with_status(|status| *status = interrupts);
+        take_over_face();
         let own = state.device.config_generation();
         self.generation.store(saved.generation.wrapping_sub(own), Ordering::SeqCst);
-        (state.registers, state.kept, state.phase) = (registers, kept, Phase::Paused);
+        (state.negotiation, state.kept, state.phase) = (negotiation, kept, Phase::Paused);
         Ok(())
     }
 
     /// The queues that a driver has set up, as far as they were.
     fn queues_at(
         &self,
-        registers: &Registers,
+        negotiation: &Negotiation,
         positions: &[Option<Position>],
     ) -> Result<Vec<(u16, Queue)>, LoadError> {
-        let event_idx = registers.acknowledged() & FEATURE_EVENT_IDX != 0;
+        let event_idx = negotiation.acknowledged() & FEATURE_EVENT_IDX != 0;
         let mut queues = Vec::new();
-        for ((index, setup, max), position) in registers.queues().zip(positions) {
+        for ((index, setup, max), position) in negotiation.queues().zip(positions) {
             // One that no worker has had yet is looked at when one gets it.
             let Some(position) = position else { continue };
             FORMAT.check(setup.ready, "position of a queue that is not ready", index, "none")?;

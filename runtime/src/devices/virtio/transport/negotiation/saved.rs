@@ -1,24 +1,24 @@
-//! The registers as they are saved and loaded.
+//! What was negotiated, as it is saved and loaded.
 //!
 //! Refuses what no sequence of writes brings about. Invariant: what a driver may write at any time (a selector, a feature
 //! before `FEATURES_OK`, a queue's addresses before `DRIVER_OK`) is as good as if it had; whether the queues are sound is
 //! looked at where a driver's are, before a worker gets them.
 
-use super::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FAILED, FEATURES_OK, NEEDS_RESET, Registers};
-use crate::devices::virtio::mmio::pause::FORMAT;
+use super::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FAILED, FEATURES_OK, NEEDS_RESET, Negotiation};
 use crate::devices::virtio::queue::QueueSetup;
+use crate::devices::virtio::transport::pause::FORMAT;
 use crate::state::LoadError;
 use serde::{Deserialize, Serialize};
 
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(in super::super) struct Saved {
-    pub(in super::super) status: u32,
-    pub(in super::super) acknowledged: u64,
+pub(in crate::devices::virtio) struct Saved {
+    pub(in crate::devices::virtio) status: u32,
+    pub(in crate::devices::virtio) acknowledged: u64,
     device_features_sel: u32,
     driver_features_sel: u32,
     queue_sel: u32,
-    pub(in super::super) queues: Vec<QueueSetup>,
+    pub(in crate::devices::virtio) queues: Vec<QueueSetup>,
 }
 
 /// Each status bit, and those that stand before it.
@@ -31,9 +31,9 @@ const ORDER: [(u32, u32); 6] = [
     (FAILED, 0),
 ];
 
-impl Registers {
+impl Negotiation {
     /// What a driver has written. Not while it is being reset.
-    pub(in super::super) fn save(&self) -> Saved {
+    pub(in crate::devices::virtio) fn save(&self) -> Saved {
         Saved {
             status: self.status,
             acknowledged: self.acknowledged,
@@ -44,8 +44,8 @@ impl Registers {
         }
     }
 
-    /// The same device's registers with what was saved in them.
-    pub(in super::super) fn loaded(&self, saved: &Saved) -> Result<Self, LoadError> {
+    /// The same device's negotiation with what was saved of it.
+    pub(in crate::devices::virtio) fn loaded(&self, saved: &Saved) -> Result<Self, LoadError> {
         let Saved { status, acknowledged, .. } = *saved;
         let known = ORDER.iter().fold(0, |known, (bit, _)| known | bit);
         let in_order = ORDER.iter().all(|(bit, before)| status & bit == 0 || status & before == *before);
@@ -53,8 +53,7 @@ impl Registers {
         FORMAT.check(status & !known == 0 && in_order, "status", format_args!("{status:#x}"), allowed)?;
         let (count, queues) = (saved.queues.len(), self.maxima.len());
         FORMAT.check(count == queues, "number of queues", count, queues)?;
-        let registers = Self {
-            device_id: self.device_id,
+        let negotiation = Self {
             offered: self.offered,
             maxima: self.maxima.clone(),
             status,
@@ -65,9 +64,9 @@ impl Registers {
             queue_sel: saved.queue_sel,
             queues: saved.queues.clone(),
         };
-        let sound = status & FEATURES_OK == 0 || registers.features_are_sound();
+        let sound = status & FEATURES_OK == 0 || negotiation.features_are_sound();
         let offered = format!("VIRTIO_F_VERSION_1 and what of {:#x} else", self.offered);
         FORMAT.check(sound, "acknowledged features", format_args!("{acknowledged:#x}"), offered)?;
-        Ok(registers)
+        Ok(negotiation)
     }
 }

@@ -1,8 +1,8 @@
-use super::super::tests::started;
 use super::*;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::entropy::Entropy;
+use crate::devices::virtio::mmio::tests::started;
 use crate::devices::virtio::testkit::drive::{driver_ok, negotiate, read, set_queue, status, until, write};
 use crate::devices::virtio::testkit::rig::{NAME, Rig};
 use crate::devices::virtio::testkit::{HIGH, memory};
@@ -12,6 +12,7 @@ fn entropy() -> Box<dyn VirtioDevice> {
     Box::new(Entropy::new(None))
 }
 
+const INTERRUPTS: Format = Format { id: "virtio-mmio", version: 2 };
 const OTHER: Format = Format { id: "virtio-net", version: 1 };
 
 fn soon() -> Instant {
@@ -130,21 +131,21 @@ fn values_that_no_driver_brings_about_are_refused() {
     let wrong: [Wrong; 20] = [
         (|it| it.name = "another".into(), r#"name is "another"; the device is allowed"#),
         (|it| it.kind = 2, "kind is 2; 4 is allowed"),
-        (|it| it.interrupts = 4, "interrupt status is 4; 0 to 3"),
-        (|it| it.registers.status |= 16, "status is 0x1f;"),
-        (|it| it.registers.status = 4, "status is 0x4;"),
-        (|it| it.registers.status = 11 | 64, "status is 0x4b;"),
-        (|it| it.registers.acknowledged |= 1 << 7, "acknowledged features is 0x1200000"),
-        (|it| it.registers.acknowledged &= !(1 << 32), "acknowledged features is 0x2"),
-        (|it| it.registers.queues.clear(), "number of queues is 0; 1 is allowed"),
+        (|it| it.face = INTERRUPTS.section(&4_u32), "virtio-mmio: interrupt status is 4; 0 to 3"),
+        (|it| it.negotiation.status |= 16, "status is 0x1f;"),
+        (|it| it.negotiation.status = 4, "status is 0x4;"),
+        (|it| it.negotiation.status = 11 | 64, "status is 0x4b;"),
+        (|it| it.negotiation.acknowledged |= 1 << 7, "acknowledged features is 0x1200000"),
+        (|it| it.negotiation.acknowledged &= !(1 << 32), "acknowledged features is 0x2"),
+        (|it| it.negotiation.queues.clear(), "number of queues is 0; 1 is allowed"),
         (|it| it.positions.push(None), "number of positions is 2; 1 is allowed"),
-        (|it| it.registers.queues[0].size = 63, "queue is 0: size 63 is not a power of two of at most 64"),
-        (|it| it.registers.queues[0].size = 128, "queue is 0: size 128"),
-        (|it| it.registers.queues[0].used += 1, "queue is 0: the used ring at 0x13001 is not aligned"),
-        (|it| it.registers.queues[0].available = 1 << 40, "does not lie in guest memory"),
-        (|it| it.registers.queues[0].descriptors = u64::MAX - 15, "does not lie in guest memory"),
-        (|it| it.registers.queues[0].available = it.registers.queues[0].used, "overlaps"),
-        (|it| it.registers.queues[0].ready = false, "position of a queue that is not ready is 0; none"),
+        (|it| it.negotiation.queues[0].size = 63, "queue is 0: size 63 is not a power of two of at most 64"),
+        (|it| it.negotiation.queues[0].size = 128, "queue is 0: size 128"),
+        (|it| it.negotiation.queues[0].used += 1, "queue is 0: the used ring at 0x13001 is not aligned"),
+        (|it| it.negotiation.queues[0].available = 1 << 40, "does not lie in guest memory"),
+        (|it| it.negotiation.queues[0].descriptors = u64::MAX - 15, "does not lie in guest memory"),
+        (|it| it.negotiation.queues[0].available = it.negotiation.queues[0].used, "overlaps"),
+        (|it| it.negotiation.queues[0].ready = false, "position of a queue that is not ready is 0; none"),
         (|it| it.positions[0].as_mut().unwrap().next_used += 1, "next_used is 4; 3, as in the used ring"),
         (|it| it.positions[0].as_mut().unwrap().next_avail += 1, "next_avail is 4; 3 is allowed"),
         (|it| it.device = OTHER.section(&()), "virtio-entropy: there is a section"),
@@ -153,7 +154,7 @@ fn values_that_no_driver_brings_about_are_refused() {
         let mut bad = good.clone();
         spoil(&mut bad);
         let error = load(&rig, &bad).map(drop).unwrap_err().to_string();
-        assert!(error.starts_with("the device: virtio-") && error.contains(said), "{error:?}: {said:?}");
+        assert!(error.starts_with("the device: virtio") && error.contains(said), "{error:?}: {said:?}");
     }
     let mut rig = load(&rig, &good).unwrap();
     rig.transport.resume();
@@ -186,7 +187,7 @@ fn only_a_device_at_reset_is_loaded() {
     assert!(started(&fresh), "it was loaded already");
     let fresh = Rig::on(rig.memory.clone(), Box::new(Balloon::new(1, false, false)), false);
     let error = fresh.transport.load(NAME, &section).unwrap_err().to_string();
-    assert_eq!(error, "the device: virtio-mmio: kind is 4; 5 is allowed");
+    assert_eq!(error, "the device: virtio: kind is 4; 5 is allowed");
 }
 
 /// With the loop on a thread of its own, as in a machine.
@@ -229,3 +230,11 @@ fn a_reset_and_a_pause_wait_for_the_same_worker() {
         assert_eq!(rig.transport.faults().failures, 0);
     }
 }
+
+crate::devices::virtio::testkit::rig::over_pci!(
+    a_device_without_a_driver_is_paused_at_once_and_starts_when_it_is_resumed,
+    a_driver_that_is_half_way_goes_on,
+    a_device_that_needs_a_reset_still_does,
+    rings_that_contradict_the_position_are_refused,
+    only_a_device_at_reset_is_loaded,
+);
