@@ -70,6 +70,7 @@ impl Subject {
     fn steps(&self) -> Vec<(Call, BTreeSet<String>)> {
         let mut steps: Vec<(Call, BTreeSet<String>)> = Vec::new();
         let mut last = std::collections::BTreeMap::new();
+        nothing_is_ready();
         let outcome = self.run(Interest::Steps, |call, living| {
             // Forty capabilities are given up one by one: one step.
             let kind = (call.number, call.args[0]);
@@ -87,6 +88,7 @@ impl Subject {
     #[track_caller]
     fn cut(&self, before: &Footprint, cut: &Cut) -> bool {
         let mut killed = false;
+        nothing_is_ready();
         let outcome = self.run(Interest::Steps, |call, living| {
             if killed || call.role != cut.role || call.place != cut.place || !living.contains(&cut.victim) {
                 return Verdict::Go;
@@ -118,6 +120,11 @@ fn collect(killed: &str) {
     if killed == "husk" {
         Husk::new(["gc"]).output().expect_status(0);
     }
+}
+
+/// Each time all that a sandbox finds ready is made anew: the steps are the same, and making it is among them.
+fn nothing_is_ready() {
+    Husk::new(["gc", "--all"]).output().expect_status(0);
 }
 
 /// How many cycles a test is to make.

@@ -13,6 +13,7 @@ use husk_tests::processes;
 use husk_tests::rootfs::{self, sibling};
 use husk_tests::skip;
 use rustix::process::Signal;
+use std::collections::BTreeSet;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -148,10 +149,15 @@ fn a_killed_husk_leaves_what_gc_removes() {
     // From anywhere: where the cgroup is stands in the state.
     him.husk_undelegated(["gc"]).output().expect_status(0);
     assert_eq!(him.cgroups().into_iter().collect::<Vec<_>>(), ["husk-callers"]);
-    for name in ["sandboxes", ""] {
-        let left: Vec<_> = std::fs::read_dir(him.path("runtime/husk").join(name)).unwrap().collect();
-        assert_eq!(left.len(), usize::from(name.is_empty()), "{left:?}");
-    }
+    let left = |name: &str| -> BTreeSet<_> {
+        let entries = std::fs::read_dir(him.path("runtime/husk").join(name)).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    };
+    assert_eq!(left("sandboxes"), BTreeSet::new());
+    assert_eq!(left(""), BTreeSet::from(["ns", "sandboxes"].map(str::to_owned)));
+    // And what is ready for the next one.
+    him.husk_undelegated(["gc", "--all"]).output().expect_status(0);
+    assert_eq!(left(""), BTreeSet::from(["sandboxes".to_owned()]));
     assert_eq!(him.husk(["ps", "--json"]).output().expect_status(0).text().trim(), "[]");
 }
 

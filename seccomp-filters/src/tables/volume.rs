@@ -23,7 +23,6 @@ pub(crate) const RULES: &[Rule] = &[
     any("getdents64", "the entries of a directory"),
     any("lseek", "to the entry that the guest has got to; to data and holes"),
     any("preadv", "a file's content into the answer"),
-    any("pread64", "the same, in one piece"),
     any("fstatfs", "how full the file system is"),
     any("dup", "a flush is the close of a duplicate"),
     when("fcntl", &[is(1, F_SETFL)], "the guest changed the flags of an open file"),
@@ -37,7 +36,6 @@ pub(crate) const RULES: &[Rule] = &[
 /// What changes come on top.
 pub(crate) const CHANGES: &[Rule] = &[
     any("pwritev", "content from the message into the file"),
-    any("pwrite64", "the same, in one piece"),
     any("fallocate", "room for a file, or a hole in it"),
     any("ftruncate", "the length of a file"),
     any("mkdirat", "a new directory"),

@@ -75,7 +75,7 @@ pub(super) const ALL: &[Attempt] = &[
         let mut rights = [20_u64, 0x1_0000_0001, u64::from(w.image.cast_unsigned())];
         message(w, &mut rights)
     })
-    .allowed_to(&[Role::Shell, Role::Build, Role::Control, Role::Device]),
+    .allowed_to(&[Role::Shell, Role::Build, Role::Device]),
     Attempt::out("send-as-somebody-else", |w, _| {
         // cmsghdr of SCM_CREDENTIALS: process 1's, user and group root.
         let mut credentials = [28_u64, 0x2_0000_0001, 1, 0];
