@@ -25,7 +25,7 @@ fn every_device_works_and_its_interrupts_are_messages() {
     let json = br#"{"machine-config": {"pci": true},
         "balloon": {"amount_mib": 8, "deflate_on_oom": false, "stats_polling_interval_s": 1}}"#;
     let config = scratch.file("machine.json", json);
-    let (drive, pmem) = (format!("{image}:/drive"), format!("{image}:/pmem"));
+    let (drive, pmem) = (format!("{image}:/drive:async"), format!("{image}:/pmem"));
     let volume = format!("{}:/volume:rw", content.display());
     // Memory that came, and the balloon's statistics, take a moment.
     let script = "cat /drive/file /pmem/file /volume/file; echo from the guest > /volume/new; \
@@ -41,7 +41,7 @@ fn every_device_works_and_its_interrupts_are_messages() {
     let text = outcome.text();
     let (said, interrupts) =
         text.split_at(text.find("PCI-MSIX").and_then(|at| text[..at].rfind('\n')).unwrap() + 1);
-    // Root, drive, vsock, entropy, balloon, memory, image, volume, console; and the host bridge.
+    // Root, drive (on a ring), vsock, entropy, balloon, memory, image, volume, console; and the host bridge.
     assert_eq!(said, format!("{}4096\ngrown\n10\n9\n0\n", "from the host\n".repeat(3)));
     let messages = interrupts.lines().filter(|line| line.contains("PCI-MSIX")).count();
     assert_eq!(messages, interrupts.lines().count(), "nothing else interrupts: {interrupts}");
