@@ -10,8 +10,9 @@ import socket
 import subprocess
 import threading
 
+import emulator
+
 VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
-QEMU = "qemu-system-x86_64"
 PORTS = ("control", "stdin", "stdout", "stderr")
 CONSOLE_LINES = 200
 
@@ -79,7 +80,7 @@ class Machine:
         share, daemon_end = self._start_virtiofsd()
         self.virtiofsd = daemon_end
         passed = [share]
-        argv = [QEMU, *self._fixed(options), "-kernel", kernel_dir + "/kernel", "-initrd", initramfs,
+        argv = [*emulator.command(), *self._fixed(options), "-kernel", kernel_dir + "/kernel", "-initrd", initramfs,
                 "-append", " ".join([CMDLINE, "lab.cgroup=" + options.cgroup, options.append]),
                 "-chardev", "socket,id=fs,fd=%d" % share.fileno(),
                 "-device", "vhost-user-fs-pci,chardev=fs,tag=host,queue-size=1024",
