@@ -5,6 +5,7 @@
 //! [`vm_memory::GuestMemory::get_slices`] with the access that it wants, and a region that is not RAM is never among those
 //! that an access with writing is looked up in.
 
+use super::slices::Slices;
 use super::{GuestMemory, Hotplug, Image, MemoryError};
 use std::sync::Arc;
 use vm_memory::guest_memory::GuestMemorySliceIterator;
@@ -79,6 +80,7 @@ impl vm_memory::GuestMemory for DeviceMemory {
             && GuestMemoryBackend::check_range(self.allowing(access), address, count)
     }
 
+    #[inline]
     fn get_slices<'a>(
         &'a self,
         address: GuestAddress,
@@ -88,7 +90,7 @@ impl vm_memory::GuestMemory for DeviceMemory {
         if !self.is_plugged(address, count) {
             return Err(GuestMemoryError::InvalidGuestAddress(address));
         }
-        Ok(GuestMemoryBackend::get_slices(self.allowing(access), address, count))
+        Ok(Slices::of(self.allowing(access), address, count))
     }
 }
 

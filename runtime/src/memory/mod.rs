@@ -10,6 +10,7 @@ mod fill;
 mod hotplug;
 mod image;
 mod mapping;
+mod slices;
 
 pub use device::DeviceMemory;
 pub use fill::{FillError, read_file};

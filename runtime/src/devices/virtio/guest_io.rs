@@ -40,6 +40,7 @@ pub struct GuestIo<'m> {
 
 impl<'m> GuestIo<'m> {
     /// Room for about `pieces` pieces.
+    #[inline]
     #[must_use]
     pub fn with_capacity(pieces: usize) -> Self {
         Self { pieces: SmallVec::with_capacity(pieces), bytes: 0, first: 0, memory: PhantomData }
@@ -48,13 +49,23 @@ impl<'m> GuestIo<'m> {
     /// All of `buffers`, for the access that `permissions` names.
     pub fn new(memory: &'m Memory, buffers: &[Buffer], permissions: Permissions) -> Result<Self, BadBuffer> {
         let mut io = Self::with_capacity(buffers.len());
-        for buffer in buffers {
-            io.push(memory, *buffer, permissions)?;
-        }
+        io.extend(memory, buffers, permissions)?;
         Ok(io)
     }
 
+    /// Appends all of `buffers`: to a `GuestIo` that stays where it is, which is large.
+    #[inline]
+    pub fn extend(
+        &mut self,
+        memory: &'m Memory,
+        buffers: &[Buffer],
+        permissions: Permissions,
+    ) -> Result<(), BadBuffer> {
+        buffers.iter().try_for_each(|buffer| self.push(memory, *buffer, permissions))
+    }
+
     /// Appends `buffer`.
+    #[inline]
     pub fn push(
         &mut self,
         memory: &'m Memory,
@@ -105,14 +116,13 @@ impl<'m> GuestIo<'m> {
         }
     }
 
-    /// Takes the last byte off, as a `GuestIo` of its own; none if nothing is left.
+    /// Takes the last byte off; none if nothing is left.
     #[must_use]
-    pub fn split_last_byte(&mut self) -> Option<Self> {
+    pub fn split_last_byte(&mut self) -> Option<VolatileSlice<'m>> {
         let last = self.pieces[self.first..].last()?;
         let byte = last.offset(last.len().checked_sub(1)?).ok()?;
         self.truncate(self.bytes.checked_sub(1)?);
-        let pieces = SmallVec::from_slice(&[byte]);
-        Some(Self { pieces, bytes: 1, first: 0, memory: PhantomData })
+        Some(byte)
     }
 
     /// Keeps the first `count` bytes only.
@@ -259,6 +269,7 @@ impl<'m> GuestIo<'m> {
         self.list().0.into_vec()
     }
 
+    #[inline]
     fn list(&self) -> (List, libc::c_int) {
         let list: List = self.pieces[self.first..].iter().take(MAX_PIECES).map(vector).collect();
         let count = libc::c_int::try_from(list.len()).unwrap_or(0);

@@ -15,9 +15,7 @@ pub use seat::{Answers, Exchange, ExchangeError};
 
 use super::event_loop::LoopHandle;
 use super::gate::{Gate, Limit};
-use super::{
-    ActivateError, Activation, DeviceKind, FEATURE_EVENT_IDX, FEATURE_INDIRECT, VirtioDevice, Worker,
-};
+use super::{ActivateError, Activation, DeviceKind, FEATURE_EVENT_IDX, VirtioDevice, Worker};
 use crate::state::{Format, LoadError, Section};
 use husk_protocol::spec::CacheType;
 use request::{Disk, SECTOR_BYTES};
@@ -30,9 +28,9 @@ use virtio_bindings::virtio_blk as blk;
 use worker::{BlockWorker, Outlets};
 
 /// Descriptors in a queue.
-const QUEUE_SIZE: u16 = 128;
+const QUEUE_SIZE: u16 = 256;
 /// Most data segments in a request: what fits into the queue beside header and status.
-const SEGMENTS: u32 = QUEUE_SIZE as u32 - 2;
+const SEGMENTS: u32 = 126;
 /// Largest data segment in bytes; with [`SEGMENTS`] it bounds the work of one request.
 const SEGMENT_BYTES: u32 = 256 * 1024;
 /// Bytes of a drive's name that the guest can read.
@@ -125,7 +123,6 @@ impl Block {
         }
         let writeback = cache == CacheType::Writeback;
         let mut features = FEATURE_EVENT_IDX
-            | FEATURE_INDIRECT
             | 1 << blk::VIRTIO_BLK_F_SIZE_MAX
             | 1 << blk::VIRTIO_BLK_F_SEG_MAX
             | 1 << blk::VIRTIO_BLK_F_BLK_SIZE;

@@ -9,13 +9,13 @@ use super::ranges::{self, Kind};
 use super::{ID_BYTES, SEGMENT_BYTES, SEGMENTS};
 use crate::devices::virtio::Memory;
 use crate::devices::virtio::guest_io::{BadBuffer, GuestIo};
-use crate::devices::virtio::queue::Chain;
+use crate::devices::virtio::queue::{Buffer, Chain};
 use crate::devices::virtio::service::Answer;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use virtio_bindings::virtio_blk as blk;
-use vm_memory::Permissions;
+use vm_memory::{Bytes, Permissions};
 
 /// The unit of addresses on a disk.
 pub(super) const SECTOR_BYTES: u64 = 512;
@@ -67,13 +67,17 @@ impl From<BadBuffer> for Nonsense {
 /// Does what `chain` asks for and writes the status. The cost is bytes: those that were read from the disk or written to
 /// it, and those that were zeroed there.
 pub(super) fn handle(memory: &Memory, chain: &Chain, disk: &Disk) -> Result<Answer, Nonsense> {
-    let mut readable = GuestIo::new(memory, &chain.readable, Permissions::Read)?;
-    let mut header = [0; HEADER_BYTES];
-    if readable.copy_into(&mut header) != HEADER_BYTES {
-        return Err(Nonsense);
-    }
-    let mut writable = GuestIo::new(memory, &chain.writable, Permissions::Write)?;
-    let mut status = writable.split_last_byte().ok_or(Nonsense)?;
+    let (mut readable, mut writable) =
+        (GuestIo::with_capacity(chain.readable.len()), GuestIo::with_capacity(chain.writable.len()));
+    let header = match header_alone(memory, chain) {
+        Some(header) => header,
+        None => {
+            readable.extend(memory, &chain.readable, Permissions::Read)?;
+            taken(&mut readable)?
+        }
+    };
+    writable.extend(memory, &chain.writable, Permissions::Write)?;
+    let status = writable.split_last_byte().ok_or(Nonsense)?;
     let (given, room, mut zeroed) = (readable.len(), writable.len(), 0);
 
     let (kind, _reserved, sector) = split(header);
@@ -94,7 +98,8 @@ pub(super) fn handle(memory: &Memory, chain: &Chain, disk: &Disk) -> Result<Answ
         _ => Status::Unsupported,
     };
     let (read, written) = (given - readable.len(), room - writable.len());
-    status.fill_from(&[outcome as u8]);
+    // One byte, at the start of what has one.
+    let _ = status.write(&[outcome as u8], 0);
     // A chain has fewer than 2^32 bytes, and MAX_BYTES bounds what was written further.
     let answered = u32::try_from(written + 1).unwrap_or(u32::MAX);
     Ok(Answer { written: answered, cost: (read + written) as u64 + zeroed })
@@ -102,12 +107,26 @@ pub(super) fn handle(memory: &Memory, chain: &Chain, disk: &Disk) -> Result<Answ
 
 /// What kind of request `chain` says that it is, and the sector.
 pub(super) fn header(memory: &Memory, chain: &Chain) -> Result<(u32, u64), Nonsense> {
-    let mut header = [0; HEADER_BYTES];
-    if GuestIo::new(memory, &chain.readable, Permissions::Read)?.copy_into(&mut header) != HEADER_BYTES {
-        return Err(Nonsense);
-    }
+    let header = match header_alone(memory, chain) {
+        Some(header) => header,
+        None => taken(&mut GuestIo::new(memory, &chain.readable, Permissions::Read)?)?,
+    };
     let (kind, _reserved, sector) = split(header);
     Ok((kind, sector))
+}
+
+/// The header of a chain in which nothing else is readable, as of all that only read; `None` of others, and where it does not
+/// lie in guest memory.
+#[inline]
+fn header_alone(memory: &Memory, chain: &Chain) -> Option<[u8; HEADER_BYTES]> {
+    let [Buffer { addr, len }] = chain.readable[..] else { return None };
+    (len as usize == HEADER_BYTES).then(|| memory.read_obj(addr).ok()).flatten()
+}
+
+/// The header in front of what is readable.
+fn taken(readable: &mut GuestIo<'_>) -> Result<[u8; HEADER_BYTES], Nonsense> {
+    let mut header = [0; HEADER_BYTES];
+    if readable.copy_into(&mut header) == HEADER_BYTES { Ok(header) } else { Err(Nonsense) }
 }
 
 fn split(header: [u8; HEADER_BYTES]) -> (u32, u32, u64) {

@@ -170,7 +170,7 @@ fn a_drained_disk_goes_on_where_it_was() {
 fn several_queues_are_offered_and_served_each() {
     let mut device = disk(64 << 10).with_queues(3);
     assert!(device.features() & 1 << blk::VIRTIO_BLK_F_MQ != 0);
-    assert_eq!((config(&device, 32) >> 16, device.queue_sizes()), (3, [128; 3].as_slice()));
+    assert_eq!((config(&device, 32) >> 16, device.queue_sizes()), (3, [256; 3].as_slice()));
     let mut bench = Bench::start(&mut device);
     bench.write(HEADER, &[0; 16]);
     for queue in [2, 0, 1] {
