@@ -7,6 +7,7 @@
 mod bad_input;
 mod boot;
 mod cgroups;
+mod clocks;
 mod command;
 mod config;
 mod density;
