@@ -1,7 +1,7 @@
 //! What a sandbox says of itself, for other husks to read.
 //!
-//! Owns the keys of `state.json`. Refuses nothing: what cannot be read is no record. Invariant: a key that came later has a default, so that
-//! a newer husk understands what an older one's sandbox wrote.
+//! Owns the keys of `state.json`. Refuses nothing: what cannot be read is no record. Invariant: a key that came later has a
+//! default, so that a newer husk understands what an older one's sandbox wrote.
 
 use crate::vsock::SocketName;
 use serde::{Deserialize, Serialize};
