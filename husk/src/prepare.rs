@@ -4,102 +4,33 @@
 //! machine, the files. Invariant: the N-th file of [`Prepared::files`] is what the spec calls `{"fd": N}`, and the first
 //! is /dev/kvm.
 
-use crate::assets::{AssetError, Assets};
-use crate::config::{self, ConfigError};
-use crate::doctor::{self, Refusal};
+mod error;
+mod images;
+
+pub(crate) use error::PrepareError;
+
+use crate::assets::Assets;
+use crate::config;
+use crate::doctor;
 use crate::host::{self, HostError};
-use crate::image::{Access, Image, ImageError};
-use crate::limits::{Asked, OrderError};
-use crate::memfile::{self, MemoryFileError};
+use crate::limits::Asked;
 use crate::options::Options;
-use crate::pack::{PackError, Packer, usual_cache};
-use crate::passt::{self, PasstError};
-use crate::plan::{self, FileNames, Places, PlanError};
+use crate::passt;
+use crate::plan::{self, FileNames, Places};
 use crate::signals::Signals;
-use crate::tap::{self, TapError};
-use crate::volume::{Volume, VolumeError};
-use crate::vsock::{Listener, VsockError};
-use husk_protocol::control::Fault;
+use crate::tap;
+use crate::volume::Volume;
+use crate::vsock::Listener;
 use husk_protocol::exec::{Mounts, Network};
 use husk_protocol::network::Mac;
-use husk_protocol::spec::{FileRef, HugePages, RawPart, RawSpec};
+use husk_protocol::spec::{FileRef, HugePages, RawSpec};
+use images::{open_drives, open_images, open_initrd, open_kernel, open_root};
 use rustix::fs::OFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-
-/// The sandbox cannot be prepared.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum PrepareError {
-    /// What is asked for makes no sense.
-    #[error(transparent)]
-    Plan(#[from] PlanError),
-    /// The configuration file.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// The machine.
-    #[error(transparent)]
-    Host(#[from] HostError),
-    /// The machine keeps strangers apart badly, and that matters.
-    #[error(transparent)]
-    Unsafe(#[from] Refusal),
-    /// A file of Husk's own.
-    #[error(transparent)]
-    Asset(#[from] AssetError),
-    /// A file of the operator's.
-    #[error(transparent)]
-    Image(#[from] ImageError),
-    /// A directory as the root.
-    #[error(transparent)]
-    Pack(#[from] PackError),
-    /// A file in memory.
-    #[error(transparent)]
-    Memory(#[from] MemoryFileError),
-    /// A tap.
-    #[error(transparent)]
-    Tap(#[from] TapError),
-    /// The network's passt.
-    #[error(transparent)]
-    Passt(#[from] PasstError),
-    /// A directory of the host.
-    #[error(transparent)]
-    Volume(#[from] VolumeError),
-    /// The vsock socket.
-    #[error(transparent)]
-    Vsock(#[from] VsockError),
-    /// A limit of the cgroup.
-    #[error(transparent)]
-    Limit(#[from] OrderError),
-    /// No descriptors.
-    #[error("no pipe, socket or random number can be had: {0}")]
-    Descriptors(std::io::Error),
-}
-
-impl PrepareError {
-    /// Who is at fault.
-    #[must_use]
-    pub(crate) fn fault(&self) -> Fault {
-        match self {
-            Self::Plan(_) | Self::Config(_) | Self::Vsock(_) | Self::Volume(_) => Fault::Operator,
-            Self::Host(error) => error.fault(),
-            Self::Tap(error) => error.fault(),
-            Self::Limit(error) => error.fault(),
-            Self::Image(error) => error.fault(),
-            Self::Pack(error) => error.fault(),
-            Self::Unsafe(_) | Self::Asset(_) | Self::Memory(_) | Self::Passt(_) | Self::Descriptors(_) => {
-                Fault::Host
-            }
-        }
-    }
-}
-
-impl From<rustix::io::Errno> for PrepareError {
-    fn from(errno: rustix::io::Errno) -> Self {
-        Self::Descriptors(errno.into())
-    }
-}
 
 /// Everything opened and planned.
 #[derive(Debug)]
@@ -293,46 +224,6 @@ fn configured_socket(base: &RawSpec) -> Option<PathBuf> {
     path_of(base.vsock.as_ref()?.uds_path.as_ref()?).map(Path::to_owned)
 }
 
-/// The kernel, and whether it is Husk's own.
-fn open_kernel(options: &Options, base: &RawSpec, assets: &Assets) -> Result<(Image, bool), PrepareError> {
-    let named = options.kernel.as_deref().or_else(|| path_of(&base.boot_source.kernel_image_path));
-    Ok(match named {
-        Some(path) => (Image::open("kernel", path, Access::File)?, false),
-        None => (Image::open("kernel", &assets.kernel()?, Access::File)?, true),
-    })
-}
-
-fn open_initrd(options: &Options, base: &RawSpec, assets: &Assets) -> Result<(File, u64), PrepareError> {
-    let configured = base.boot_source.initrd_path.as_ref().and_then(path_of);
-    if let Some(path) = options.initrd.as_deref().or(configured) {
-        let image = Image::open("initrd", path, Access::File)?;
-        image.check_initrd()?;
-        return Ok((image.file, image.size));
-    }
-    Ok(memfile::initramfs(&assets.init()?)?)
-}
-
-/// The root's file, and which part of it the root is, if not all.
-fn open_root(
-    options: &Options,
-    base: &RawSpec,
-    manner: Manner<'_>,
-) -> Result<(File, Option<RawPart>), PrepareError> {
-    let configured = base.drives.iter().find(|drive| drive.is_root_device);
-    let named =
-        options.rootfs.as_deref().or_else(|| configured.and_then(|drive| path_of(&drive.path_on_host)));
-    let Some(path) = named else { return Ok(memfile::default_root()?) };
-    let image = if path.is_dir() {
-        let packer = Packer { cache: usual_cache(), signals: manner.signals, talkative: manner.talkative };
-        packer.image_of(path)?
-    } else {
-        Image::open("rootfs", path, Access::Disk)?
-    };
-    image.check_file_system()?;
-    image.lock(false)?;
-    Ok((image.file, None))
-}
-
 /// The cards' wires, and the passt of the one that has no tap.
 fn open_network(
     spec: &RawSpec,
@@ -368,51 +259,4 @@ fn open_wires(spec: &RawSpec, files: &mut Files) -> Result<(Vec<Wire>, Option<Ow
         wires.push((open.into_iter().map(|file| files.add(file)).collect(), mtu, mac));
     }
     Ok((wires, socket))
-}
-
-/// The configuration's drives, whatever is on them, then those that the guest is told to mount.
-fn open_drives(options: &Options, base: &RawSpec, files: &mut Files) -> Result<Vec<u32>, PrepareError> {
-    let mut places = Vec::new();
-    for drive in base.drives.iter().filter(|drive| !drive.is_root_device) {
-        let path = path_of(&drive.path_on_host).unwrap_or(Path::new(""));
-        places.push(open_drive(path, !drive.is_read_only, files)?.0);
-    }
-    for drive in &options.drives {
-        let (place, image) = open_drive(&drive.file, drive.writable, files)?;
-        image.check_file_system()?;
-        places.push(place);
-    }
-    Ok(places)
-}
-
-/// The images in memory, and their bytes together: the configuration's, of which the guest mounts the root alone, then
-/// those that it is told to mount.
-fn open_images(
-    options: &Options,
-    base: &RawSpec,
-    files: &mut Files,
-) -> Result<(Vec<u32>, u64), PrepareError> {
-    let configured = plan::images(options, base)
-        .map(|image| (path_of(&image.path_on_host).unwrap_or(Path::new("")), image.root_device));
-    let asked = options.pmem.iter().map(|image| (image.file.as_path(), true));
-    let (mut places, mut bytes) = (Vec::new(), 0_u64);
-    for (path, mounted) in configured.chain(asked) {
-        let image = Image::open("pmem", path, Access::File)?;
-        if mounted {
-            image.check_file_system()?;
-        }
-        // Who writes to the file would write to the guest's memory.
-        image.lock(false)?;
-        bytes = bytes.saturating_add(image.size);
-        places.push(files.add(image.file));
-    }
-    Ok((places, bytes))
-}
-
-fn open_drive(path: &Path, writable: bool, files: &mut Files) -> Result<(u32, Image), PrepareError> {
-    let access = if writable { Access::WritableDisk } else { Access::Disk };
-    let image = Image::open("drive", path, access)?;
-    image.lock(writable)?;
-    let copy = image.file.try_clone().map_err(PrepareError::Descriptors)?;
-    Ok((files.add(copy), image))
 }

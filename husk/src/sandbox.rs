@@ -3,93 +3,42 @@
 //! Owns the order: prepare, register, start, pump, tear down. Refuses nothing itself. Invariant: whatever was
 //! registered is torn down on every way out, and [`Sandbox::run`] always has a report.
 
+mod builder;
+mod error;
+mod place;
+
 use crate::cgroup::Hierarchies;
 use crate::change::Desk;
-use crate::control::{self, ControlError};
-use crate::gc::{self, Collected};
+use crate::control;
+use crate::gc;
 use crate::isolation::Isolation;
-use crate::limits::{self, Asked, Limit, Limits, Live, OrderError, Ordered};
-use crate::options::{DriveOption, NetworkOption, Options, VolumeOption};
-use crate::outcome::{Evidence, Outcome, judge};
-use crate::pack::PackError;
+use crate::limits::Ordered;
+use crate::options::Options;
 use crate::passt::{self, Passt};
 use crate::plan;
 use crate::pool::{Pool, Refill};
 use crate::prepare::{Manner, PrepareError, Prepared, Told, prepare};
 use crate::pump::{self, Cell, Pump};
-use crate::report::{Report, Resources};
-use crate::rootless::{self, DelegationError};
-use crate::session::{SESSION, Session, SessionError, Stdio};
+use crate::report::Report;
+use crate::rootless;
+use crate::session::{SESSION, Session, Stdio};
 use crate::signals::Signals;
-use crate::spawn::{self, JailerOrder, Process, SpawnError, VolumeOrder};
-use crate::state::{DriveRecord, Record, Registration, State, StateError, check_id, random, random_id};
+use crate::spawn::{self, JailerOrder, VolumeOrder};
+use crate::state::{DriveRecord, Record, State, StateError, check_id, random, random_id};
 use crate::terminal::{self, RawTerminal, TerminalError};
 use crate::timeline::{Timeline, now_ns, realtime_ns};
 use crate::volume::{Start, Volumes};
-use husk_protocol::control::{Fault, Landlock, Stage, ToCell};
+use error::SandboxError;
+use husk_protocol::control::{Stage, ToCell};
 use husk_protocol::exec::{Frame, Hello, Identity, VERSION, WindowSize};
-use husk_protocol::spec::{HugePages, IoEngine, RawDrive};
+use husk_protocol::spec::RawDrive;
+use place::Place;
 use std::ffi::OsString;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::Path;
 
 /// Bytes of the command that `husk ps` shows.
 const SHOWN_COMMAND: usize = 1024;
-/// A runtime that nobody announced may take this long to die.
-const ORPHAN_PATIENCE: Duration = Duration::from_secs(2);
-
-/// A sandbox cannot be started.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum SandboxError {
-    /// Something that it needs is not as it must be.
-    #[error(transparent)]
-    Prepare(#[from] PrepareError),
-    /// The state directory.
-    #[error(transparent)]
-    State(#[from] StateError),
-    /// The cgroup of somebody who is not root.
-    #[error(transparent)]
-    Delegation(#[from] DelegationError),
-    /// The terminal.
-    #[error(transparent)]
-    Terminal(#[from] TerminalError),
-    /// A limit that this host's cgroups do not have.
-    #[error(transparent)]
-    Limit(#[from] OrderError),
-    /// The control socket.
-    #[error(transparent)]
-    Control(#[from] ControlError),
-    /// The exec channel.
-    #[error(transparent)]
-    Session(#[from] SessionError),
-    /// The jailer.
-    #[error(transparent)]
-    Spawn(#[from] SpawnError),
-}
-
-impl SandboxError {
-    /// Who is at fault.
-    #[must_use]
-    pub(crate) fn fault(&self) -> Fault {
-        match self {
-            Self::Prepare(error) => error.fault(),
-            Self::State(error) => error.fault(),
-            Self::Limit(error) => error.fault(),
-            Self::Terminal(_) => Fault::Operator,
-            Self::Session(SessionError::TooLong(_))
-            | Self::Control(ControlError::TooLong(_) | ControlError::TooManyFiles(_)) => Fault::Operator,
-            Self::Delegation(_) | Self::Control(_) | Self::Session(_) | Self::Spawn(_) => Fault::Host,
-        }
-    }
-
-    fn outcome(&self) -> Outcome {
-        match self {
-            Self::Prepare(PrepareError::Pack(PackError::Interrupted(signal))) => Outcome::of_signal(*signal),
-            _ => Outcome::failure(self.fault(), self.to_string()),
-        }
-    }
-}
 
 /// A sandbox that is not started yet.
 ///
@@ -110,104 +59,7 @@ pub struct Sandbox<'a> {
     start_ns: u64,
 }
 
-impl<'a> Sandbox<'a> {
-    /// A sandbox with the default of everything, and no command yet.
-    #[must_use]
-    pub fn builder() -> Self {
-        Self::from(Options::default())
-    }
-
-    /// Program and arguments.
-    #[must_use]
-    pub fn command<S: Into<OsString>>(mut self, command: impl IntoIterator<Item = S>) -> Self {
-        self.options.command = command.into_iter().map(Into::into).collect();
-        self
-    }
-
-    /// An erofs or ext4 image, or a directory.
-    #[must_use]
-    pub fn rootfs(mut self, path: impl Into<PathBuf>) -> Self {
-        self.options.rootfs = Some(path.into());
-        self
-    }
-
-    /// Guest memory in MiB.
-    #[must_use]
-    pub fn memory_mib(mut self, mib: u64) -> Self {
-        self.options.memory_mib = Some(mib);
-        self
-    }
-
-    /// Number of vCPUs.
-    #[must_use]
-    pub fn vcpus(mut self, count: u64) -> Self {
-        self.options.vcpus = Some(count);
-        self
-    }
-
-    /// Time from the sandbox's start to its end.
-    #[must_use]
-    pub fn timeout(mut self, limit: Duration) -> Self {
-        self.options.timeout = Some(limit);
-        self
-    }
-
-    /// A drive that the guest mounts.
-    #[must_use]
-    pub fn drive(mut self, drive: DriveOption) -> Self {
-        self.options.drives.push(drive);
-        self
-    }
-
-    /// A directory of the host that the guest mounts.
-    #[must_use]
-    pub fn volume(mut self, volume: VolumeOption) -> Self {
-        self.options.volumes.push(volume);
-        self
-    }
-
-    /// The network card; without it the guest has none.
-    #[must_use]
-    pub fn network(mut self, network: NetworkOption) -> Self {
-        self.options.network = Some(network);
-        self
-    }
-
-    /// A limit of the sandbox's cgroup, over the configuration's and Husk's own.
-    #[must_use]
-    pub fn limit(mut self, limit: Limit) -> Self {
-        self.options.limits.push(limit);
-        self
-    }
-
-    /// What is done about a wall of the cell that this host does not permit.
-    #[must_use]
-    pub fn isolation(mut self, isolation: Isolation) -> Self {
-        self.options.isolation = isolation;
-        self
-    }
-
-    /// Signals that end the sandbox, or are passed on. Without them the caller's own handling stands.
-    #[must_use]
-    pub fn signals(mut self, signals: &'a Signals) -> Self {
-        self.signals = Some(signals);
-        self
-    }
-
-    /// Says on standard error what takes longer than a second.
-    #[must_use]
-    pub fn talkative(mut self, talkative: bool) -> Self {
-        self.talkative = talkative;
-        self
-    }
-
-    /// When the request came, `CLOCK_MONOTONIC` nanoseconds; the report's times count from it.
-    #[must_use]
-    pub fn requested_at(mut self, start_ns: u64) -> Self {
-        self.start_ns = start_ns;
-        self
-    }
-
+impl Sandbox<'_> {
     /// Runs the sandbox to its end; nothing of it is left then.
     #[must_use]
     pub fn run(self, stdio: &Stdio<'_>) -> Report {
@@ -419,121 +271,6 @@ fn volumes(prepared: &mut Prepared, order: &JailerOrder) -> Option<Start> {
     Some(Start { jailer: prepared.jailer.clone(), order })
 }
 
-/// Threads of a drive, the kernel's included.
-fn threads(engine: IoEngine) -> u64 {
-    1 + if engine == IoEngine::Async { u64::from(IoEngine::WORKERS) } else { 0 }
-}
-
-/// Where a sandbox leaves traces.
 fn open_desk(directory: &Path) -> Result<Desk, StateError> {
     Desk::open(directory).map_err(|source| StateError::Io { path: directory.to_owned(), source })
-}
-
-struct Place {
-    state: State,
-    hierarchies: Hierarchies,
-    registration: Registration,
-}
-
-impl Place {
-    /// What the sandbox's cgroup is to hold it to; at best effort without what this host's cgroups do not have.
-    fn limits(&self, prepared: &Prepared, report: &mut Report) -> Result<Ordered, OrderError> {
-        let machine = &prepared.spec.machine_config;
-        let drives = prepared.spec.drives.iter().map(|drive| threads(drive.io_engine)).sum();
-        let volumes = u64::try_from(prepared.spec.volumes.len()).unwrap_or(u64::MAX);
-        let memory = plan::most_memory_mib(&prepared.spec);
-        let networks = u64::from(prepared.passt.is_some());
-        let huge = machine.huge_pages != HugePages::None;
-        let defaults = Hierarchies::defaults(memory, huge, machine.vcpu_count, [drives, volumes, networks]);
-        let defaults = defaults.under(&Limits::of_pins(&prepared.limits.pinned));
-        let ordered = limits::order(&self.hierarchies, defaults, &prepared.limits.limits);
-        for &(name, why) in &ordered.without {
-            if report.isolation == Isolation::Strict {
-                return Err(OrderError::Never { name, why });
-            }
-            report.walls.miss(&format!("cgroup limit {name}"), why);
-        }
-        Ok(ordered)
-    }
-
-    /// What can be asked to be changed of the limits while the sandbox runs.
-    fn keep(&self, record: Record, limits: Limits, asked: Asked) -> Live<'_> {
-        let (hierarchies, registration) = (&self.hierarchies, &self.registration);
-        let Asked { drives, pinned, .. } = asked;
-        Live { hierarchies, registration, record, limits, drives, pinned, moving: None }
-    }
-
-    fn order(&self, prepared: &Prepared, limits: Vec<String>, isolation: Isolation) -> JailerOrder {
-        let registration = &self.registration;
-        JailerOrder {
-            id: registration.id.clone(),
-            uid: rootless::is_root().then_some(registration.uid),
-            runtime: prepared.runtime.clone(),
-            pool: Some(Pool::of(&self.state).directory().to_owned()),
-            parent_cgroup: self.hierarchies.parent().to_owned(),
-            limits,
-            isolation,
-        }
-    }
-
-    /// What is known only while the cgroup exists, and the judgement.
-    fn take_stock(
-        &self,
-        runtime: Option<&Process>,
-        evidence: &mut Evidence,
-        writable: &[String],
-        report: &mut Report,
-    ) {
-        let id = &self.registration.id;
-        evidence.out_of_memory = runtime.is_some() && self.hierarchies.out_of_memory(id);
-        evidence.memory_limit = self.hierarchies.memory_limit(id);
-        report.outcome = judge(evidence);
-        report.console_tail =
-            evidence.ended.as_ref().map(|ended| ended.console_tail.clone()).unwrap_or_default();
-        report.landlock = evidence.landlock;
-        report.degraded.append(&mut evidence.degraded);
-        if evidence.landlock == Some(Landlock::Absent) {
-            report.walls.miss("landlock", "this kernel has none, or it is off");
-        }
-        report.mid_line = evidence.heard.mid_line;
-        let guest = evidence.heard.report.clone();
-        report.unclean = match &guest {
-            Some(guest) => guest.unclean.clone(),
-            // They were mounted, and nobody says that they no longer were at the end.
-            None if evidence.was_ready => {
-                writable.iter().map(|id| format!("{id}: husk ended it before it was unmounted")).collect()
-            }
-            None => Vec::new(),
-        };
-        report.resources = Resources {
-            guest,
-            runtime: runtime.and_then(Process::end),
-            balloon: evidence.balloon.take(),
-            peak_memory: self.hierarchies.peak_memory(id),
-        };
-    }
-
-    /// Removes everything; what cannot be removed becomes a warning.
-    fn tear_down(self, report: &mut Report) {
-        let registration = self.registration;
-        // A jailer that was killed at the wrong moment leaves a clone that it did not announce. It is a child of ours.
-        for pid in self.hierarchies.processes(&registration.id) {
-            if let Some(mut orphan) = Process::child(pid.as_raw_nonzero().get()) {
-                orphan.kill();
-                if orphan.wait(ORPHAN_PATIENCE) {
-                    let _ = orphan.reap();
-                }
-            }
-        }
-        let mut collected = Collected::default();
-        // What may still have processes keeps its user id, and is collected later.
-        if gc::cgroups(&self.hierarchies, &registration.id, &mut collected)
-            && let Err(error) = registration.remove()
-        {
-            report.warnings.push(error.to_string());
-        }
-        report.warnings.extend(collected.failed);
-        gc::remove_parent(&self.state, &self.hierarchies);
-        report.timeline.mark(Stage::Gone);
-    }
 }

@@ -5,14 +5,17 @@
 //! lock; everything under a free lock may be removed by anyone. A uid is one sandbox's on this machine, whatever the state
 //! directory, until nothing of it is left.
 
+mod error;
+mod record;
+
+pub(crate) use error::StateError;
+pub(crate) use record::{DriveRecord, Record};
+
 use crate::cgroup::DEFAULT_PARENT;
 use crate::rootless;
 use crate::uids;
-use crate::vsock::SocketName;
-use husk_protocol::control::Fault;
 use rustix::fs::{FlockOperation, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
-use serde::{Deserialize, Serialize};
 use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -24,105 +27,6 @@ pub(crate) const STATE_VARIABLE: &str = "HUSK_STATE";
 const STATE: &str = "/run/husk";
 /// Longest id: it becomes the guest's host name.
 pub(crate) const LONGEST_ID: usize = 64;
-
-/// Why a sandbox cannot be registered or found.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum StateError {
-    /// The directory cannot be used.
-    #[error("state {}: {source}", path.display())]
-    Io {
-        /// The file or directory.
-        path: PathBuf,
-        /// The system's word.
-        source: io::Error,
-    },
-    /// Not an id.
-    #[error(
-        "id {0:?} is not allowed; letters, digits and hyphens, at most {LONGEST_ID}, not beginning with a hyphen"
-    )]
-    Id(String),
-    /// Taken.
-    #[error("id {0} is in use; husk ps lists the sandboxes")]
-    Taken(String),
-    /// Others could change it.
-    #[error("state {}: must be a directory of user {uid}, writable by nobody else", path.display())]
-    Shared {
-        /// Which.
-        path: PathBuf,
-        /// Whose it must be.
-        uid: u32,
-    },
-    /// No user id.
-    #[error(transparent)]
-    Uid(#[from] uids::UidError),
-    /// No such sandbox.
-    #[error("no sandbox's id begins with {0:?}; husk ps lists the sandboxes")]
-    Unknown(String),
-    /// Several.
-    #[error("{0:?} is ambiguous: {1}")]
-    Ambiguous(String, String),
-    /// No randomness.
-    #[error("no random id can be made: {0}")]
-    Random(io::Error),
-}
-
-impl StateError {
-    /// Who is at fault.
-    #[must_use]
-    pub(crate) fn fault(&self) -> Fault {
-        match self {
-            Self::Id(_) | Self::Taken(_) | Self::Unknown(_) | Self::Ambiguous(..) => Fault::Operator,
-            Self::Shared { .. } => Fault::Operator,
-            Self::Uid(error) => error.fault(),
-            Self::Io { .. } | Self::Random(_) => Fault::Host,
-        }
-    }
-}
-
-/// What `husk ps` tells about a sandbox.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Record {
-    /// The sandbox's name.
-    pub id: String,
-    /// Process id of the husk that waits for it.
-    pub pid: i32,
-    /// User and group id that its runtime has.
-    pub uid: u32,
-    /// `CLOCK_REALTIME` of its start, milliseconds since 1970.
-    pub started_ms: u64,
-    /// vCPUs.
-    pub vcpus: u64,
-    /// The most memory that the guest can have, in MiB.
-    pub memory_mib: u64,
-    /// What it booted in, in MiB; the rest is plugged in.
-    #[serde(default)]
-    pub booted_mib: u64,
-    /// The command; what is not UTF-8 is replaced.
-    pub command: Vec<String>,
-    /// Its drives, in the guest's order.
-    #[serde(default)]
-    pub drives: Vec<DriveRecord>,
-    /// The cgroup below which its own is, if not the state directory's.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cgroup: Option<String>,
-    /// Its vsock socket on the host.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub vsock: Option<SocketName>,
-    /// What its cgroup holds it to, each `NAME=VALUE`.
-    #[serde(default)]
-    pub limits: Vec<String>,
-}
-
-/// What must be known of a drive to open another file for it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct DriveRecord {
-    /// The drive's id.
-    pub id: String,
-    /// The guest may write to it.
-    pub writable: bool,
-    /// It is a part of its file.
-    pub part: bool,
-}
 
 /// The state directory.
 #[derive(Debug, Clone)]
@@ -317,7 +221,7 @@ impl State {
             // What begins with a dot is not a sandbox yet.
             .filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."))
             .filter(|entry| is_locked(&entry.path()))
-            .filter_map(|entry| record(&entry.path()))
+            .filter_map(|entry| record::read(&entry.path()))
             .collect();
         records.sort_by(|one, other| (one.started_ms, &one.id).cmp(&(other.started_ms, &other.id)));
         Ok(records)
@@ -325,7 +229,7 @@ impl State {
 
     /// What the sandbox `id` said of itself, alive or dead.
     pub(crate) fn record(&self, id: &str) -> Option<Record> {
-        record(&self.sandboxes().join(id))
+        record::read(&self.sandboxes().join(id))
     }
 
     /// The one living sandbox whose id is, or begins with, `prefix`.
@@ -417,11 +321,6 @@ pub(crate) fn discard(directory: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,
     }
-}
-
-/// The record in a sandbox's directory.
-fn record(directory: &Path) -> Option<Record> {
-    serde_json::from_slice(&std::fs::read(directory.join("state.json")).ok()?).ok()
 }
 
 #[cfg(test)]

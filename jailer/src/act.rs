@@ -3,21 +3,24 @@
 //! Owns all descriptors on the way. A step that fails before the clone takes back the directories that were made; after
 //! it they are the caller's to remove, as the crate's documentation says. Nothing is retried.
 
+mod error;
+
+pub use error::CellError;
+
 use crate::args::{Args, VolumeArgs};
 use crate::best_effort::Walls;
 use crate::caller::Isolation;
 use crate::cell;
-use crate::cgroup::{self, CgroupError};
-use crate::executable::{self, ExecutableError};
+use crate::cgroup;
+use crate::executable;
 use crate::host;
-use crate::jail::{self, Jail, JailError};
+use crate::jail::{self, Jail};
 use crate::layout::Chroot;
 use crate::limits::Limit;
 use crate::plan::{Plan, Step};
-use crate::pool::{self, PoolError};
+use crate::pool;
 use crate::report::{self, Fault};
 use crate::sys::{self, Cloned};
-use crate::user_namespace;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{FileType, Mode, OFlags, fstat, open};
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
@@ -29,104 +32,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space, set_no_new_pr
 use std::ffi::{CString, OsStr};
 use std::fmt::Display;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
-
-/// A cell that cannot be.
-#[derive(Debug, thiserror::Error)]
-pub enum CellError {
-    /// The program.
-    #[error(transparent)]
-    Program(#[from] ExecutableError),
-    /// The cgroups.
-    #[error(transparent)]
-    Cgroup(#[from] CgroupError),
-    /// The jail's directory.
-    #[error(transparent)]
-    Jail(#[from] JailError),
-    /// The namespaces that are made once.
-    #[error(transparent)]
-    Pool(#[from] PoolError),
-    /// The control socket.
-    #[error("--control-fd {0}: {1}")]
-    Control(i32, &'static str),
-    /// What a volume or network is served on.
-    #[error("--{0} {1}: {2}")]
-    Volume(&'static str, i32, Errno),
-    /// A file of the host.
-    #[error("{}: {errno}", path.display())]
-    Open {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        errno: Errno,
-    },
-    /// The new process.
-    #[error("clone3: {0}{hint}", hint = clone_hint(*.0))]
-    Clone(Errno),
-    /// No user namespace, or one that gives no power over anything.
-    #[error(
-        "user namespace: {0}; {advice}; --isolation best-effort does without it", advice = user_namespace::advice(*.0)
-    )]
-    UserNamespace(Errno),
-    /// Nobody to report the new process to.
-    #[error("control socket: {0}; nobody hears of the sandbox, so there is none")]
-    Unheard(Errno),
-    /// Files that cannot be denied.
-    #[error("landlock: {0}")]
-    Landlock(landlock::RulesetError),
-    /// A limit.
-    #[error("--resource-limit {name}={value}: {errno}")]
-    Limit {
-        /// Which.
-        name: &'static str,
-        /// What was asked for.
-        value: u64,
-        /// Why not.
-        errno: Errno,
-    },
-    /// Any other step.
-    #[error("cell, step {step}: {errno}")]
-    Step {
-        /// Which.
-        step: &'static str,
-        /// Why.
-        errno: Errno,
-    },
-    /// The execution.
-    #[error("execution of {program:?}: {errno}")]
-    Execute {
-        /// What.
-        program: String,
-        /// Why not.
-        errno: Errno,
-    },
-}
-
-fn clone_hint(errno: Errno) -> &'static str {
-    match errno {
-        Errno::PERM => " (the host permits no namespaces here)",
-        Errno::ACCESS => " (the cgroup that this process is in is not the caller's to leave)",
-        Errno::INVAL => " (the kernel lacks a namespace, or the caller is the first process of its own)",
-        Errno::AGAIN => " (a limit of processes is reached: the cgroup's pids.max or the user's)",
-        _ => "",
-    }
-}
-
-impl CellError {
-    /// Who is to blame.
-    #[must_use]
-    pub fn fault(&self) -> Fault {
-        match self {
-            Self::Program(error) => error.fault(),
-            Self::Cgroup(error) => error.fault(),
-            Self::Jail(error) => error.fault(),
-            Self::Pool(error) => error.fault(),
-            Self::Control(..) | Self::Volume(..) | Self::Limit { .. } => Fault::Operator,
-            Self::Open { errno: Errno::NOENT, .. } => Fault::Operator,
-            _ => Fault::Host,
-        }
-    }
-}
+use std::path::Path;
 
 /// Which side of the clone the caller is on.
 #[derive(Debug)]

@@ -6,6 +6,8 @@
 //! drive's `queues`, `requested_size_mib` of `memory-hotplug`, and `mtu`, `allow`, `guest_ip` and `tap` of a network card.
 
 mod balloon;
+mod drive;
+mod file;
 mod hotplug;
 mod limiter;
 mod limits;
@@ -14,6 +16,8 @@ mod pmem;
 mod volume;
 
 pub use balloon::RawBalloon;
+pub use drive::{CacheType, IoEngine, RawDrive, RawPart};
+pub use file::FileRef;
 pub use hotplug::RawMemoryHotplug;
 pub use limiter::{MAX_REFILL_MS, RawRateLimiter, RawTokenBucket};
 pub use limits::{RawLimit, RawLimits};
@@ -21,9 +25,7 @@ pub use network::RawNetwork;
 pub use pmem::RawPmem;
 pub use volume::{MAX_VOLUMES, RawVolume};
 
-use serde::de::{self, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
-use std::fmt;
+use serde::{Deserialize, Serialize};
 
 /// A whole machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -164,82 +166,6 @@ impl HugePages {
     }
 }
 
-/// One block device.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RawDrive {
-    /// Name of the drive; the guest reads it as the disk's serial (first 20 bytes).
-    pub drive_id: String,
-    /// The raw file behind it.
-    pub path_on_host: FileRef,
-    /// Whether the guest kernel is told `root=` this drive.
-    #[serde(default, skip_serializing_if = "is_false")]
-    pub is_root_device: bool,
-    /// Whether the host refuses writes.
-    #[serde(default, skip_serializing_if = "is_false")]
-    pub is_read_only: bool,
-    /// Whether a flush reaches the disk.
-    #[serde(default, skip_serializing_if = "CacheType::is_unsafe")]
-    pub cache_type: CacheType,
-    /// How the file is read and written.
-    #[serde(default, skip_serializing_if = "IoEngine::is_sync")]
-    pub io_engine: IoEngine,
-    /// Husk: request queues, 1 to `vcpu_count`.
-    #[serde(default = "one", skip_serializing_if = "is_one")]
-    pub queues: u64,
-    /// How much is read and written in a time.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rate_limiter: Option<RawRateLimiter>,
-    /// Husk: the disk is this part of the file; absent: all of it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub part: Option<RawPart>,
-}
-
-/// A part of a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RawPart {
-    /// Where it begins, in bytes.
-    pub offset: u64,
-    /// Its length in bytes.
-    pub bytes: u64,
-}
-
-/// What a guest's flush does.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum CacheType {
-    /// Nothing; the feature is not offered.
-    #[default]
-    Unsafe,
-    /// `fdatasync`.
-    Writeback,
-}
-
-/// How a drive's file is read and written.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum IoEngine {
-    /// One request after the other, by the drive's thread.
-    #[default]
-    Sync,
-    /// Many at a time, through an `io_uring`; where the host gives none, as `Sync`.
-    Async,
-}
-
-impl IoEngine {
-    /// Most threads that the kernel makes for a drive that is `Async`, beside the drive's own.
-    pub const WORKERS: u32 = 5;
-
-    fn is_sync(&self) -> bool {
-        *self == Self::Sync
-    }
-}
-
-impl CacheType {
-    fn is_unsafe(&self) -> bool {
-        *self == Self::Unsafe
-    }
-}
-
 /// The vsock device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -310,77 +236,6 @@ pub enum ConsoleDevice {
 impl ConsoleDevice {
     fn is_serial(&self) -> bool {
         *self == Self::Serial
-    }
-}
-
-/// A file: by path, or by its place among the descriptors that came along.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum FileRef {
-    /// To be opened, by whoever may.
-    Path(String),
-    /// Opened already.
-    Fd(u32),
-}
-
-impl Default for FileRef {
-    fn default() -> Self {
-        Self::Path(String::new())
-    }
-}
-
-impl fmt::Display for FileRef {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Path(path) => f.write_str(path),
-            Self::Fd(index) => write!(f, "descriptor {index} of the message"),
-        }
-    }
-}
-
-impl Serialize for FileRef {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        use serde::ser::SerializeMap;
-        match self {
-            Self::Path(path) => serializer.serialize_str(path),
-            Self::Fd(index) => {
-                let mut map = serializer.serialize_map(Some(1))?;
-                map.serialize_entry("fd", index)?;
-                map.end()
-            }
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for FileRef {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct FileRefVisitor;
-
-        impl<'de> Visitor<'de> for FileRefVisitor {
-            type Value = FileRef;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a path, or {\"fd\": N}")
-            }
-
-            fn visit_str<E: de::Error>(self, path: &str) -> Result<FileRef, E> {
-                Ok(FileRef::Path(path.to_owned()))
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<FileRef, A::Error> {
-                match map.next_key::<String>()?.as_deref() {
-                    Some("fd") => {}
-                    Some(other) => return Err(de::Error::unknown_field(other, &["fd"])),
-                    None => return Err(de::Error::missing_field("fd")),
-                }
-                let index = map.next_value()?;
-                match map.next_key::<String>()? {
-                    None => Ok(FileRef::Fd(index)),
-                    Some(other) => Err(de::Error::unknown_field(&other, &["fd"])),
-                }
-            }
-        }
-
-        deserializer.deserialize_any(FileRefVisitor)
     }
 }
 
@@ -456,15 +311,6 @@ mod tests {
         let text = r#"{"boot-source": {"kernel_image_path": "a", "kernel_image_path": "b"}}"#;
         let error = serde_json::from_str::<RawSpec>(text).unwrap_err().to_string();
         assert!(error.contains("duplicate field `kernel_image_path`"), "{error}");
-    }
-
-    #[test]
-    fn a_file_is_a_path_or_a_descriptor() {
-        assert_eq!(serde_json::from_str::<FileRef>(r#"{"fd": 3}"#).unwrap(), FileRef::Fd(3));
-        assert_eq!(serde_json::to_string(&FileRef::Fd(3)).unwrap(), r#"{"fd":3}"#);
-        assert!(serde_json::from_str::<FileRef>(r#"{"fd": 3, "path": "x"}"#).is_err());
-        assert!(serde_json::from_str::<FileRef>("{}").is_err());
-        assert!(serde_json::from_str::<FileRef>("3").is_err());
     }
 
     #[test]

@@ -7,16 +7,17 @@
 //! Invariant: a call is judged before it is made, once.
 
 mod filter;
+mod tracee;
+mod watch;
 
 use filter::{filter, only_opens};
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Error;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus};
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::PoisonError;
 use std::time::Duration;
+use tracee::{go_on, kill, registers, request, submit, wait, wait_for};
+use watch::Watch;
 
 /// What is of interest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,13 +73,6 @@ pub struct Tracer {
     interest: Interest,
     after_kill: Option<fn(&str)>,
     watch: Watch,
-}
-
-/// Kills everything once the deadline has passed.
-struct Watch {
-    processes: Arc<Mutex<BTreeSet<libc::pid_t>>>,
-    over: Option<Sender<()>>,
-    thread: Option<JoinHandle<bool>>,
 }
 
 impl Tracer {
@@ -309,95 +303,4 @@ impl Drop for Tracer {
         let processes = self.watch.processes.lock().unwrap_or_else(PoisonError::into_inner).clone();
         processes.into_iter().for_each(kill);
     }
-}
-
-impl Watch {
-    fn new(deadline: Duration) -> Self {
-        let processes = Arc::<Mutex<BTreeSet<_>>>::default();
-        let (over, watched) = channel();
-        let condemned = Arc::clone(&processes);
-        let thread = std::thread::spawn(move || {
-            if watched.recv_timeout(deadline) != Err(RecvTimeoutError::Timeout) {
-                return false;
-            }
-            // Again and again: what they make meanwhile is killed too.
-            while watched.recv_timeout(Duration::from_millis(50)) == Err(RecvTimeoutError::Timeout) {
-                condemned.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().for_each(kill);
-            }
-            true
-        });
-        Self { processes, over: Some(over), thread: Some(thread) }
-    }
-
-    /// Whether it had to kill.
-    fn end(&mut self) -> bool {
-        drop(self.over.take());
-        self.thread.take().is_some_and(|thread| thread.join().unwrap_or(true))
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        self.end();
-    }
-}
-
-/// In the child: to be traced by its parent, and stopped where the filter says.
-fn submit(program: &[libc::sock_filter]) -> std::io::Result<()> {
-    request(libc::PTRACE_TRACEME, 0, 0)?;
-    let program = libc::sock_fprog {
-        len: u16::try_from(program.len()).unwrap_or_default(),
-        filter: program.as_ptr().cast_mut(),
-    };
-    #[expect(unsafe_code, reason = "seccomp has no safe wrapper for a filter of one's own")]
-    // SAFETY: the program lives through the call, which reads it.
-    let done = unsafe {
-        libc::prctl(
-            libc::PR_SET_SECCOMP,
-            libc::SECCOMP_MODE_FILTER,
-            (&raw const program).cast::<libc::c_void>(),
-        )
-    };
-    if done == 0 { Ok(()) } else { Err(Error::last_os_error()) }
-}
-
-fn wait(pid: libc::pid_t) -> (libc::pid_t, i32) {
-    wait_for(pid, libc::__WALL)
-}
-
-fn wait_for(pid: libc::pid_t, options: i32) -> (libc::pid_t, i32) {
-    let mut status = 0;
-    loop {
-        #[expect(unsafe_code, reason = "waits for threads and for grandchildren")]
-        // SAFETY: `status` lives through the call.
-        let waited = unsafe { libc::waitpid(pid, &raw mut status, options) };
-        if waited >= 0 || Error::last_os_error().raw_os_error() != Some(libc::EINTR) {
-            return (waited, status);
-        }
-    }
-}
-
-fn registers(pid: libc::pid_t) -> Option<libc::user_regs_struct> {
-    let mut found = std::mem::MaybeUninit::<libc::user_regs_struct>::zeroed();
-    request(libc::PTRACE_GETREGS, pid, found.as_mut_ptr().expose_provenance()).ok()?;
-    #[expect(unsafe_code, reason = "the kernel has written it")]
-    // SAFETY: all of it is numbers, and was zeroed before.
-    Some(unsafe { found.assume_init() })
-}
-
-/// Lets a stopped thread go on, with a signal unless 0. One that was killed meanwhile does not need it.
-fn go_on(pid: libc::pid_t, signal: i32) {
-    drop(request(libc::PTRACE_CONT, pid, usize::try_from(signal).unwrap_or_default()));
-}
-
-fn kill(pid: libc::pid_t) {
-    if let Some(pid) = rustix::process::Pid::from_raw(pid) {
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-    }
-}
-
-/// A request with one argument, which is a number or the address of what lives through the call and is as large as the
-/// request has it.
-fn request(request: crate::ptrace::Request, pid: libc::pid_t, data: usize) -> Result<(), Error> {
-    crate::ptrace::call(request, pid, 0, data).map(drop)
 }

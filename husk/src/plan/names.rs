@@ -69,7 +69,7 @@ impl FileNames {
 mod tests {
     use super::*;
     use crate::options::DriveOption;
-    use husk_protocol::spec::{CacheType, IoEngine, RawDrive};
+    use husk_protocol::spec::{IoEngine, RawDrive};
 
     fn drive(file: &str) -> DriveOption {
         DriveOption { file: file.into(), target: "/x".into(), writable: false, engine: IoEngine::Sync }
@@ -89,17 +89,8 @@ mod tests {
         let rootfs = Some("/r.img".into());
         let options = Options { rootfs, drives, pmem, volumes, ..Options::default() };
         let mut base = RawSpec::default();
-        base.drives.push(RawDrive {
-            drive_id: "data".into(),
-            path_on_host: FileRef::Path("/data.img".into()),
-            is_root_device: false,
-            is_read_only: false,
-            cache_type: CacheType::Unsafe,
-            io_engine: IoEngine::Sync,
-            queues: 1,
-            rate_limiter: None,
-            part: None,
-        });
+        let path_on_host = FileRef::Path("/data.img".into());
+        base.drives.push(RawDrive { path_on_host, ..crate::plan::tests::drive("data", false) });
         let names = FileNames::of(&options, &base);
         let told = |line| explained(&names, Fault::Guest, line, true);
         assert_eq!(told(r#"disk "husk-root": no"#), r#"disk "husk-root": no; husk-root is /r.img"#);

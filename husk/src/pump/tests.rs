@@ -6,7 +6,9 @@ use crate::outcome::{Outcome, judge};
 use crate::session::{SESSION, Stdio};
 use crate::sys::ChildExit;
 use crate::timeline::now_ns;
-use husk_protocol::control::{BalloonReport, BalloonStatistics, EndReason, Landlock};
+use husk_protocol::control::{
+    BalloonReport, BalloonStatistics, CONSOLE_TAIL_LINES, EndReason, Ended, FromCell, Landlock,
+};
 use husk_protocol::exec::{Decoder, Exit, Frame, GuestHello, GuestReport, Stream, VERSION};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::fs::File;

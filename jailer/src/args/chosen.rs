@@ -1,6 +1,7 @@
 //! Which layout was chosen, and whether it goes with who chose it and with the other flags.
 
-use super::{ArgsError, Flags, exclude};
+use super::check::exclude;
+use super::{ArgsError, Flags};
 use crate::caller::Caller;
 use crate::layout::{FIRECRACKER, Layout};
 

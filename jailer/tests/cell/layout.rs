@@ -1,7 +1,7 @@
 //! `--layout firecracker`, called as Firecracker's jailer is, and described from inside by a witness.
 
 use crate::obstacles::refuses;
-use crate::start::{GROUP, PARENT, USER, World, cgroups, holds, inherited, witness};
+use crate::start::{GROUP, PARENT, USER, World, agree, cgroups, holds, inherited, witness};
 use rustix::fs::CWD;
 use serde_json::{Value, json};
 use std::fs;
@@ -49,13 +49,6 @@ impl World {
     fn clear(&self, id: &str) -> bool {
         fs::remove_dir_all(self.jail(id)).unwrap();
         self.remove(id)
-    }
-}
-
-#[track_caller]
-fn agree(seen: &Value, expected: &Value) {
-    for (key, value) in expected.as_object().unwrap() {
-        assert_eq!(seen[key], *value, "{key}: {seen}");
     }
 }
 
@@ -162,9 +155,7 @@ fn in_firecrackers_layout_the_root_alone_is_reached() {
         "become root": denied(libc::EPERM),
         "listen": behind(libc::EACCES),
     });
-    for (attempt, outcome) in expected.as_object().unwrap() {
-        assert_eq!(seen["attempts"][attempt], *outcome, "{attempt}: {seen}");
-    }
+    agree(&seen["attempts"], &expected);
     assert!(world.clear("walls"));
 }
 

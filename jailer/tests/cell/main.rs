@@ -12,7 +12,7 @@ mod start;
 
 use husk_protocol::control::{Fault, FromCell, Stage};
 use serde_json::json;
-use start::{GROUP, PARENT, USER, World, cgroups, finish, hear, holds, inherited, reap, start};
+use start::{GROUP, PARENT, USER, World, agree, cgroups, finish, hear, holds, inherited, reap, start};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -52,9 +52,7 @@ fn a_cell_is_what_the_documentation_says() {
         "signals_not_default": [],
         "signals_blocked": 0,
     });
-    for (key, value) in expected.as_object().unwrap() {
-        assert_eq!(outcome.seen[key], *value, "{key}: {}", outcome.seen);
-    }
+    agree(&outcome.seen, &expected);
     let mount = outcome.seen["mount"].as_str().unwrap();
     assert!(["RDONLY", "NOSUID", "NODEV", "NOEXEC"].iter().all(|flag| mount.contains(flag)), "{mount}");
     assert!(world.remove("a-cell"));
@@ -104,9 +102,7 @@ fn a_volumes_cell_holds_the_volume_and_is_in_the_sandboxs_cgroup() {
             "make": libc::EROFS,
             "interfaces": [["lo", false]],
         });
-        for (key, value) in expected.as_object().unwrap() {
-            assert_eq!(outcome.seen[key], *value, "{key}: {}", outcome.seen);
-        }
+        agree(&outcome.seen, &expected);
     }
     assert!(shared.join("new").exists(), "the writable one was the directory itself");
     assert!(world.remove("beside"));
@@ -119,7 +115,7 @@ fn a_networks_cell_has_the_hosts_programs_and_network_and_no_privilege() {
         return;
     };
     assert!(world.run("linked", &[], &[]).status.success());
-    let (socket, mut far) = UnixStream::pair().unwrap();
+    let (socket, far) = UnixStream::pair().unwrap();
     let socket = inherited(socket);
     let script = "exec >&2; echo /*; echo /etc/* /tmp/*; echo /proc/self/fd/*; env | sort; hostname; \
                   for f in /x /usr/x /tmp/x /etc/resolv.conf; do (: >> $f) 2>&- && echo wrote $f; done; \
@@ -151,9 +147,7 @@ fn a_networks_cell_has_the_hosts_programs_and_network_and_no_privilege() {
         network.display()
     );
     assert_eq!(outcome.complaint, expected);
-    let mut said = String::new();
-    std::io::Read::read_to_string(&mut far, &mut said).unwrap();
-    assert_eq!(said, "said\n");
+    assert_eq!(std::io::read_to_string(far).unwrap(), "said\n");
     assert!(world.remove("linked"));
 }
 

@@ -1,7 +1,9 @@
 //! The cell of somebody who is not root. The test is root only to become him: all privileges are gone before the jailer is
 //! executed, and with `no_new_privs` none comes back.
 
-use crate::start::{Outcome, PARENT, World, cgroups, finish, hear, holds, inherited, reap, start, witness};
+use crate::start::{
+    Outcome, PARENT, World, agree, cgroups, finish, hear, holds, inherited, reap, start, witness,
+};
 use husk_protocol::control::{Fault, FromCell};
 use serde_json::json;
 use std::os::fd::AsRawFd;
@@ -165,9 +167,7 @@ fn without_root_it_is_the_same_cell() {
         "make": libc::EROFS,
         "interfaces": [["lo", false]],
     });
-    for (key, value) in expected.as_object().unwrap() {
-        assert_eq!(seen[key], *value, "{key}: {seen}");
-    }
+    agree(&seen, &expected);
     assert!(world.remove("rootless"));
 }
 
@@ -201,9 +201,7 @@ fn without_root_a_volume_is_the_callers_to_serve() {
         "write": libc::EROFS,
         "interfaces": [["lo", false]],
     });
-    for (key, value) in expected.as_object().unwrap() {
-        assert_eq!(outcome.seen[key], *value, "{key}: {}", outcome.seen);
-    }
+    agree(&outcome.seen, &expected);
     let made = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(shared.join("new")).unwrap());
     assert_eq!(made, SOMEBODY, "what the server calls root is himself");
     assert!(world.remove("beside"));
@@ -217,7 +215,7 @@ fn without_root_a_networks_cell_is_the_callers_and_another_namespace_fits_into_i
         return;
     };
     let Some(somebody) = Somebody::new(&world) else { return World::lacks("cgroup v2") };
-    let (socket, mut far) = UnixStream::pair().unwrap();
+    let (socket, far) = UnixStream::pair().unwrap();
     let socket = inherited(socket);
     assert!(somebody.run("linked", &[]).status.success());
     let shell = std::fs::canonicalize("/bin/sh").unwrap();
@@ -235,9 +233,7 @@ fn without_root_a_networks_cell_is_the_callers_and_another_namespace_fits_into_i
         network.display()
     );
     assert_eq!(outcome.complaint, expected);
-    let mut said = String::new();
-    std::io::Read::read_to_string(&mut far, &mut said).unwrap();
-    assert_eq!(said, "said\n");
+    assert_eq!(std::io::read_to_string(far).unwrap(), "said\n");
     assert!(world.remove("linked"));
 }
 
@@ -294,7 +290,5 @@ fn no_user_namespace_is_refused_or_left_out() {
         "environment": 0,
         "session_is_own": true,
     });
-    for (key, value) in expected.as_object().unwrap() {
-        assert_eq!(outcome.seen[key], *value, "{key}: {}", outcome.seen);
-    }
+    agree(&outcome.seen, &expected);
 }

@@ -31,6 +31,14 @@ pub(crate) struct Outcome {
     pub(crate) pid: Option<i32>,
 }
 
+/// Each key of `expected` is in `seen`, with that value.
+#[track_caller]
+pub(crate) fn agree(seen: &Value, expected: &Value) {
+    for (key, value) in expected.as_object().unwrap() {
+        assert_eq!(seen[key], *value, "{key}: {seen}");
+    }
+}
+
 impl World {
     /// None: this machine cannot make cells; the test is named as skipped.
     pub(crate) fn new(test: &str) -> Option<Self> {

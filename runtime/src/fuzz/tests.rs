@@ -58,52 +58,20 @@ fn the_corpus_breaks_nothing(name: &str) {
     }
 }
 
-macro_rules! corpus {
-    ($($target:ident),*) => {
-        $(#[test] fn $target() { the_corpus_breaks_nothing(stringify!($target)); })*
+/// A test of each target, named as it is.
+macro_rules! each_target {
+    ($check:path) => {
+        each_target!($check: block, net, vsock, vsock_packets, entropy, balloon, mem, pmem, fs, console, registers, pci, state);
+    };
+    ($check:path: $($target:ident),*) => {
+        $(#[test] fn $target() { $check(stringify!($target)); })*
     };
 }
 
 mod corpus {
-    use super::the_corpus_breaks_nothing;
-    corpus!(
-        block,
-        net,
-        vsock,
-        vsock_packets,
-        entropy,
-        balloon,
-        mem,
-        pmem,
-        fs,
-        console,
-        registers,
-        pci,
-        state
-    );
-}
-
-macro_rules! random {
-    ($($target:ident),*) => {
-        $(#[test] fn $target() { random_bytes_break_nothing(stringify!($target)); })*
-    };
+    each_target!(super::the_corpus_breaks_nothing);
 }
 
 mod random {
-    use super::random_bytes_break_nothing;
-    random!(
-        block,
-        net,
-        vsock,
-        vsock_packets,
-        entropy,
-        balloon,
-        mem,
-        pmem,
-        fs,
-        console,
-        registers,
-        pci,
-        state
-    );
+    each_target!(super::random_bytes_break_nothing);
 }

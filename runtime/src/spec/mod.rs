@@ -4,21 +4,22 @@
 //! and what is allowed. Invariant: a [`MachineSpec`] exists only through `TryFrom<RawSpec>`, so what its accessors return is
 //! within the bounds that they state.
 
+mod drive;
 mod error;
 mod hotplug;
 mod limits;
+mod name;
 mod network;
 mod parts;
 mod pmem;
 mod volume;
 
+pub use drive::DriveSpec;
 pub use error::SpecError;
 pub use hotplug::HotplugSpec;
 pub use limits::{BucketSpec, LimiterSpec};
 pub use network::{NetworkSpec, WireSpec};
-pub use parts::{
-    BalloonSpec, BootSpec, DriveSpec, EntropySpec, ExecSpec, MemorySpec, PlacementSpec, VsockSpec,
-};
+pub use parts::{BalloonSpec, BootSpec, EntropySpec, ExecSpec, MemorySpec, PlacementSpec, VsockSpec};
 pub use pmem::PmemSpec;
 pub use volume::VolumeSpec;
 
@@ -31,7 +32,7 @@ pub const MAX_VCPUS: u8 = 32;
 pub const MIN_MEMORY_MIB: u64 = 16;
 /// Most memory in MiB (512 GiB).
 pub const MAX_MEMORY_MIB: u64 = 512 << 10;
-/// Longest `drive_id` in bytes.
+/// Longest `drive_id`, `iface_id` and id of an image in memory, in bytes.
 pub const MAX_DRIVE_ID: usize = 64;
 /// Bytes of a `drive_id` that the guest reads as the disk's serial number (virtio 1.2, 5.2.6.1); distinct in a machine.
 pub const SERIAL_BYTES: usize = 20;

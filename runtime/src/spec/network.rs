@@ -2,7 +2,7 @@
 //!
 //! Invariant: as for the other parts: private fields, one constructor, which is where the rules are.
 
-use super::{LimiterSpec, SpecError};
+use super::{LimiterSpec, SpecError, name};
 use husk_protocol::network::{
     AllowRule, GuestAddress, MAX_ADDRESSES, MAX_QUEUES, MAX_RULES, MTUS, Mac, NetworkError, Prefix, parse_mac,
 };
@@ -10,8 +10,6 @@ use husk_protocol::spec::{FileRef, RawNetwork};
 use std::collections::HashSet;
 use std::str::FromStr;
 
-/// Longest `iface_id` in bytes.
-const MAX_ID: usize = 64;
 /// Largest packet if nothing is said, in bytes: Ethernet's.
 const DEFAULT_MTU: u16 = 1500;
 
@@ -65,11 +63,7 @@ pub(super) fn all(raw: Vec<RawNetwork>, vcpus: u8) -> Result<Vec<NetworkSpec>, S
 impl NetworkSpec {
     fn new(raw: RawNetwork, index: usize, vcpus: u8) -> Result<Self, SpecError> {
         let key = |name: &str| format!("network-interfaces[{index}].{name}");
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
-        if raw.iface_id.is_empty() || raw.iface_id.len() > MAX_ID || !raw.iface_id.bytes().all(plain) {
-            let allowed = "1 to 64 of A-Z, a-z, 0-9, '_', '-' and '.'";
-            return Err(SpecError::malformed(key("iface_id"), &raw.iface_id, allowed));
-        }
+        name::check(|| key("iface_id"), &raw.iface_id)?;
         let mac = raw.guest_mac.unwrap_or_default();
         let mac = parse_mac(&mac).map_err(|error| wrong(key("guest_mac"), &mac, &error))?;
         let mtu = match raw.mtu {

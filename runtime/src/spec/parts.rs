@@ -2,23 +2,18 @@
 //!
 //! Invariant: fields are private and set by one constructor each, which is where the rules are.
 
-use super::{DEFAULT_CID, LimiterSpec, MAX_DRIVE_ID, MAX_MEMORY_MIB, MIN_MEMORY_MIB, SpecError};
+use super::{DEFAULT_CID, LimiterSpec, MAX_MEMORY_MIB, MIN_MEMORY_MIB, SpecError};
 use crate::arch::{Found, cmdline};
 use crate::memory::Backing;
 use husk_protocol::spec::{
-    BootProtocol, CacheType, FileRef, HugePages, IoEngine, RawBalloon, RawBootSource, RawDrive, RawEntropy,
-    RawExec, RawPart, RawPlacement, RawVsock,
+    BootProtocol, FileRef, HugePages, RawBalloon, RawBootSource, RawEntropy, RawExec, RawPlacement, RawVsock,
 };
 use std::num::NonZeroU16;
-use std::ops::Range;
 
 /// Highest CPU number that a pin may name: what an affinity mask of the kernel's default size holds.
 const MAX_CPU: u32 = 1023;
 /// vsock context ids: 0 to 2 are reserved, and the device's field for the guest has 32 significant bits (virtio 1.2, 5.10.4).
 const CIDS: std::ops::RangeInclusive<u64> = 3..=0xffff_fffe;
-
-/// The unit of a disk.
-const SECTOR_BYTES: u64 = 512;
 
 /// Guest memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,120 +107,6 @@ impl BootSpec {
     #[must_use]
     pub fn protocol(&self) -> BootProtocol {
         self.protocol
-    }
-}
-
-/// The bytes of a part of a file, at least a sector's, from a sector on. What is written to a disk is all of its file's.
-fn bounds(part: RawPart, read_only: bool, index: usize) -> Result<Range<u64>, SpecError> {
-    let wrong = |key: &str, value: u64, allowed: &str| SpecError::OutOfRange {
-        key: format!("drives[{index}].part{key}"),
-        value,
-        allowed: allowed.to_owned(),
-    };
-    if !read_only {
-        let allowed = "true: a drive that is written is a file of its own";
-        return Err(SpecError::malformed(format!("drives[{index}].is_read_only"), "false", allowed));
-    }
-    if !part.offset.is_multiple_of(SECTOR_BYTES) {
-        return Err(wrong(".offset", part.offset, "a multiple of 512"));
-    }
-    let end = part.offset.checked_add(part.bytes).filter(|_| part.bytes >= SECTOR_BYTES);
-    let end = end.ok_or_else(|| wrong(".bytes", part.bytes, "512 to 2^64 - 1 less the offset"))?;
-    Ok(part.offset..end)
-}
-
-/// One block device.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DriveSpec {
-    id: String,
-    file: FileRef,
-    root: bool,
-    read_only: bool,
-    cache: CacheType,
-    engine: IoEngine,
-    queues: u8,
-    limiter: Option<LimiterSpec>,
-    part: Option<Range<u64>>,
-}
-
-impl DriveSpec {
-    pub(super) fn new(raw: RawDrive, index: usize, vcpus: u8) -> Result<Self, SpecError> {
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
-        if raw.drive_id.is_empty() || raw.drive_id.len() > MAX_DRIVE_ID || !raw.drive_id.bytes().all(plain) {
-            let allowed = "1 to 64 of A-Z, a-z, 0-9, '_', '-' and '.'";
-            return Err(SpecError::malformed(format!("drives[{index}].drive_id"), &raw.drive_id, allowed));
-        }
-        let queues = u8::try_from(raw.queues).ok().filter(|queues| (1..=vcpus).contains(queues));
-        let queues = queues.ok_or_else(|| SpecError::OutOfRange {
-            key: format!("drives[{index}].queues"),
-            value: raw.queues,
-            allowed: format!("1 to {vcpus}, the number of vCPUs"),
-        })?;
-        Ok(Self {
-            id: raw.drive_id,
-            file: raw.path_on_host,
-            root: raw.is_root_device,
-            read_only: raw.is_read_only,
-            cache: raw.cache_type,
-            engine: raw.io_engine,
-            queues,
-            limiter: LimiterSpec::new(raw.rate_limiter, &format!("drives[{index}].rate_limiter"))?,
-            part: raw.part.map(|part| bounds(part, raw.is_read_only, index)).transpose()?,
-        })
-    }
-
-    /// Its name and the disk's serial number (its first 20): 1 to 64 bytes of letters, digits, `_`, `-` and `.`.
-    #[must_use]
-    pub fn id(&self) -> &str {
-        &self.id
-    }
-
-    /// The raw file behind it.
-    #[must_use]
-    pub fn file(&self) -> &FileRef {
-        &self.file
-    }
-
-    /// Whether the kernel is told `root=` this drive; at most one is.
-    #[must_use]
-    pub fn is_root(&self) -> bool {
-        self.root
-    }
-
-    /// Whether writes are refused.
-    #[must_use]
-    pub fn is_read_only(&self) -> bool {
-        self.read_only
-    }
-
-    /// What a flush does.
-    #[must_use]
-    pub fn cache(&self) -> CacheType {
-        self.cache
-    }
-
-    /// How its file is read and written.
-    #[must_use]
-    pub fn engine(&self) -> IoEngine {
-        self.engine
-    }
-
-    /// Request queues, 1 to the number of vCPUs.
-    #[must_use]
-    pub fn queues(&self) -> u8 {
-        self.queues
-    }
-
-    /// The bytes of the file that are the disk, of a read-only one; `None`: all of it.
-    #[must_use]
-    pub fn part(&self) -> Option<Range<u64>> {
-        self.part.clone()
-    }
-
-    /// How much is read and written in a time; `None`: no limit.
-    #[must_use]
-    pub fn limiter(&self) -> Option<LimiterSpec> {
-        self.limiter
     }
 }
 

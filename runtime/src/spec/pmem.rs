@@ -2,7 +2,7 @@
 //!
 //! Invariant: an image is never written; a spec that says otherwise is refused.
 
-use super::{MAX_DRIVE_ID, SpecError};
+use super::{SpecError, name};
 use husk_protocol::spec::{FileRef, RawPmem};
 use std::collections::HashSet;
 
@@ -16,11 +16,7 @@ pub struct PmemSpec {
 
 impl PmemSpec {
     fn new(raw: RawPmem, index: usize) -> Result<Self, SpecError> {
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
-        if raw.id.is_empty() || raw.id.len() > MAX_DRIVE_ID || !raw.id.bytes().all(plain) {
-            let allowed = "1 to 64 of A-Z, a-z, 0-9, '_', '-' and '.'";
-            return Err(SpecError::malformed(format!("pmem[{index}].id"), &raw.id, allowed));
-        }
+        name::check(|| format!("pmem[{index}].id"), &raw.id)?;
         if raw.read_only == Some(false) {
             let allowed = "true (or no such key): a pmem image is never written";
             return Err(SpecError::malformed(format!("pmem[{index}].read_only"), "false", allowed));

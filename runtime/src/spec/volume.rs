@@ -2,7 +2,7 @@
 //!
 //! Invariant: as for the other parts: private fields, one constructor, which is where the rules are.
 
-use super::{LimiterSpec, SpecError};
+use super::{LimiterSpec, SpecError, name};
 use crate::devices::virtio::fs::TAG_BYTES;
 use husk_protocol::spec::{FileRef, MAX_VOLUMES, RawVolume};
 use std::collections::HashSet;
@@ -24,9 +24,8 @@ pub(super) fn all(raw: Vec<RawVolume>) -> Result<Vec<VolumeSpec>, SpecError> {
     let mut seen = HashSet::new();
     let mut volumes = Vec::with_capacity(raw.len());
     for (index, RawVolume { tag, socket, rate_limiter }) in raw.into_iter().enumerate() {
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
         let key = format!("volumes[{index}].tag");
-        if tag.is_empty() || tag.len() > TAG_BYTES || !tag.bytes().all(plain) {
+        if !name::is_plain(&tag, TAG_BYTES) {
             return Err(SpecError::malformed(key, &tag, "1 to 36 of A-Z, a-z, 0-9, '_', '-' and '.'"));
         }
         if !seen.insert(tag.clone()) {

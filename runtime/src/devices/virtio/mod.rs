@@ -19,6 +19,7 @@ pub mod mem;
 pub mod mmio;
 pub mod net;
 pub mod pci;
+mod peer;
 pub mod pmem;
 pub mod queue;
 mod service;

@@ -71,8 +71,8 @@ impl FsWorker {
         let mut events = vec![
             (Token(0), queues[0].kick().as_raw_fd()),
             (Token(1), queues[1].kick().as_raw_fd()),
-            (ANSWERS, server.socket()),
-            (ROOM, server.room()),
+            (ANSWERS, server.peer.socket()),
+            (ROOM, server.peer.room()),
         ];
         events.extend(gate.as_ref().map(|gate| (TIMER, gate.timer())));
         drop(server);
@@ -92,7 +92,7 @@ impl FsWorker {
     /// Whether chains have to wait. The dead take all, to refuse them.
     fn is_blocked(&self) -> bool {
         let link = lock(&self.link);
-        self.draining || (!link.is_dead() && (link.is_full() || self.pending.len() >= IN_FLIGHT))
+        self.draining || (!link.peer.is_dead() && (link.peer.is_full() || self.pending.len() >= IN_FLIGHT))
     }
 
     /// Whether the chain in hand may go on now, as far as it looks: its message and its answer fit the tokens, and so do the
@@ -170,7 +170,7 @@ impl FsWorker {
             return self.nonsense();
         }
         let mut link = lock(&self.link);
-        match (request.is_answered(), link.is_dead()) {
+        match (request.is_answered(), link.peer.is_dead()) {
             (true, true) => {
                 drop(link);
                 Some(self.refuse(place))
@@ -230,7 +230,7 @@ impl FsWorker {
 
     /// A server that is gone answers nothing: what it had is refused.
     fn bury(&mut self) -> Result<(), DeviceError> {
-        if lock(&self.link).is_dead() {
+        if lock(&self.link).peer.is_dead() {
             while let Some((_, pending)) = self.pending.pop_first() {
                 self.give_back(&pending, &message::refusal(pending.unique), &[])?;
             }
@@ -266,10 +266,10 @@ impl Worker for FsWorker {
 
     fn wants(&self, token: Token) -> bool {
         match token {
-            ANSWERS => !lock(&self.link).is_dead(),
+            ANSWERS => !lock(&self.link).peer.is_dead(),
             ROOM => {
                 let link = lock(&self.link);
-                link.is_full() && !link.is_dead()
+                link.peer.is_full() && !link.peer.is_dead()
             }
             TIMER => !gate::is_open(self.gate.as_ref()),
             _ => gate::is_open(self.gate.as_ref()) && !self.is_blocked(),
@@ -279,7 +279,7 @@ impl Worker for FsWorker {
     fn ready(&mut self, token: Token) -> Result<(), DeviceError> {
         match token {
             ANSWERS => self.answer()?,
-            ROOM => lock(&self.link).flush(),
+            ROOM => lock(&self.link).peer.flush(),
             // The queues' kicks are pending still.
             TIMER => self.gate.iter_mut().for_each(Gate::rang),
             Token(place) => self.serve(usize::from(place != 0))?,

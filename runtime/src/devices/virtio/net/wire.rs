@@ -31,7 +31,7 @@ impl Wire {
     pub(super) fn descriptors(&self) -> Vec<RawFd> {
         match self {
             Self::Tap(tap) => (0..tap.queues()).map(|number| tap.queue(number).as_raw_fd()).collect(),
-            Self::Stream(stream) => vec![lock(stream).socket()],
+            Self::Stream(stream) => vec![lock(stream).peer.socket()],
         }
     }
 
@@ -45,17 +45,17 @@ impl Wire {
 
     /// What is readable when half a frame can go on, if it ever has to.
     pub(super) fn room(&self) -> Option<RawFd> {
-        self.stream().map(|stream| stream.room())
+        self.stream().map(|stream| stream.peer.room())
     }
 
     /// Whether the other end is gone, for good. A tap that is gone fails the device instead.
     pub(super) fn is_dead(&self) -> bool {
-        self.stream().is_some_and(|stream| stream.is_dead())
+        self.stream().is_some_and(|stream| stream.peer.is_dead())
     }
 
     /// Whether half a frame has to go before another. Not if nobody is there to take it.
     pub(super) fn is_full(&self) -> bool {
-        self.stream().is_some_and(|stream| stream.is_full() && !stream.is_dead())
+        self.stream().is_some_and(|stream| stream.peer.is_full() && !stream.peer.is_dead())
     }
 
     /// Whether a frame is here that the descriptor does not tell of.
@@ -66,7 +66,7 @@ impl Wire {
     /// Goes on with half a frame.
     pub(super) fn flush(&self) {
         if let Some(mut stream) = self.stream() {
-            stream.flush();
+            stream.peer.flush();
         }
     }
 }
