@@ -47,7 +47,7 @@ pub(super) fn disk(options: u8) -> (Block, Disk) {
     let cache = cache[usize::from(options >> 1 & 1)];
     let block = Block::new(file.try_clone().unwrap(), "fuzz", read_only, cache).unwrap();
     let host = Disk { file, bytes: 512 * SECTORS as u64, read_only };
-    (block.with_queues(1 + (options >> 2) % 3), host)
+    (block.with_queues(1 + (options >> 2 & 3) % 3), host)
 }
 
 impl Host for Disk {

@@ -53,12 +53,17 @@ pub const TARGETS: [Target; 13] = [
     ("state", state),
 ];
 
-/// A disk: one byte of options, then operations of a driver.
+/// A disk: one byte of options, of which bit 4 is a ring, then operations of a driver.
 pub fn block(bytes: &[u8]) -> u32 {
     let mut input = Input(bytes);
-    let (mut disk, mut host) = hosts::disk(input.u8());
+    let options = input.u8();
+    let (mut disk, mut host) = hosts::disk(options);
+    // A kernel that gives no ring leaves a disk without.
+    let flies = options >> 4 & 1 != 0 && disk.add_ring().is_ok();
     let features = disk.features();
-    let subject = Subject { device: &mut disk, features, host: &mut host, most: 64, discards: false };
+    // One round may be a queue's kick, and the completions that make room for more of it.
+    let most = if flies { 128 } else { 64 };
+    let subject = Subject { device: &mut disk, features, host: &mut host, most, discards: false, flies };
     run(subject, input)
 }
 
@@ -78,7 +83,8 @@ pub fn net(bytes: &[u8]) -> u32 {
     let features = card.features() & !hosts::without(options);
     // One round may be an event of each of the tap's queues, and one of each queue's kick, at which all of them are read.
     let most = if queues == 1 { 2200 } else { 4400 };
-    let subject = Subject { device: &mut card, features, host: &mut *host, most, discards: false };
+    let subject =
+        Subject { device: &mut card, features, host: &mut *host, most, discards: false, flies: false };
     run(subject, input)
 }
 
@@ -86,7 +92,8 @@ pub fn net(bytes: &[u8]) -> u32 {
 pub fn vsock(bytes: &[u8]) -> u32 {
     let (mut device, mut host) = sockets::device();
     let features = device.features();
-    let subject = Subject { device: &mut device, features, host: &mut host, most: 2200, discards: false };
+    let subject =
+        Subject { device: &mut device, features, host: &mut host, most: 2200, discards: false, flies: false };
     run(subject, Input(bytes))
 }
 
@@ -99,7 +106,8 @@ pub fn vsock_packets(bytes: &[u8]) -> u32 {
 pub fn entropy(bytes: &[u8]) -> u32 {
     let mut device = Entropy::new(None);
     let features = device.features();
-    let subject = Subject { device: &mut device, features, host: &mut (), most: 64, discards: false };
+    let subject =
+        Subject { device: &mut device, features, host: &mut (), most: 64, discards: false, flies: false };
     run(subject, Input(bytes))
 }
 
@@ -107,7 +115,8 @@ pub fn entropy(bytes: &[u8]) -> u32 {
 pub fn balloon(bytes: &[u8]) -> u32 {
     let mut balloon = Balloon::new(4, true, true);
     let features = balloon.features();
-    let subject = Subject { device: &mut balloon, features, host: &mut (), most: 32, discards: true };
+    let subject =
+        Subject { device: &mut balloon, features, host: &mut (), most: 32, discards: true, flies: false };
     run(subject, Input(bytes))
 }
 
@@ -117,7 +126,8 @@ pub fn mem(bytes: &[u8]) -> u32 {
     let mut device = Mem::new(&region);
     host.asked_of(&device);
     let features = device.features();
-    let subject = Subject { device: &mut device, features, host: &mut host, most: 64, discards: false };
+    let subject =
+        Subject { device: &mut device, features, host: &mut host, most: 64, discards: false, flies: false };
     run(subject, Input(bytes))
 }
 
@@ -125,7 +135,8 @@ pub fn mem(bytes: &[u8]) -> u32 {
 pub fn pmem(bytes: &[u8]) -> u32 {
     let mut device = Pmem::new(&image());
     let features = device.features();
-    let subject = Subject { device: &mut device, features, host: &mut (), most: 64, discards: false };
+    let subject =
+        Subject { device: &mut device, features, host: &mut (), most: 64, discards: false, flies: false };
     run(subject, Input(bytes))
 }
 
@@ -135,7 +146,8 @@ pub fn fs(bytes: &[u8]) -> u32 {
     let (mut device, mut host) = volumes::device(input.u8());
     let features = device.features();
     // One round may be an event of the server's answers and one of a kick, and the burial of what is left.
-    let subject = Subject { device: &mut device, features, host: &mut host, most: 192, discards: false };
+    let subject =
+        Subject { device: &mut device, features, host: &mut host, most: 192, discards: false, flies: false };
     run(subject, input)
 }
 
@@ -143,7 +155,8 @@ pub fn fs(bytes: &[u8]) -> u32 {
 pub fn console(bytes: &[u8]) -> u32 {
     let (mut device, mut host) = hosts::console();
     let features = device.features();
-    let subject = Subject { device: &mut device, features, host: &mut host, most: 64, discards: false };
+    let subject =
+        Subject { device: &mut device, features, host: &mut host, most: 64, discards: false, flies: false };
     run(subject, Input(bytes))
 }
 

@@ -2,15 +2,19 @@
 //!
 //! Owns the driver's side and the order of things. Refuses, by a panic, what [`super::guard`] refuses, a worker that does
 //! not come to rest once its driver has, and a drain that does not give every queue back. Invariant: the driver stands
-//! still while the worker works, so what a copy of memory shows is what the worker saw.
+//! still while the worker works, so what a copy of memory shows is what the worker saw; what the worker has the host do
+//! meanwhile is waited for.
 
 use super::guard::Guard;
 use super::input::{HIGH, Input, REGION};
-use crate::devices::virtio::testkit::{Bench, RING_STRIDE, RINGS, image};
-use crate::devices::virtio::{Busy, Memory, VirtioDevice};
+use crate::devices::virtio::testkit::{Bench, RING_STRIDE, RINGS, Ring, image};
+use crate::devices::virtio::{Busy, DeviceError, Memory, VirtioDevice};
 use std::time::{Duration, Instant};
+use virtio_queue::Queue;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+/// How long what is in flight may be.
+const FLIGHT: Duration = Duration::from_secs(20);
 /// Rounds of events within which a worker whose driver and host stand still has nothing left to do.
 const PATIENCE: u32 = 5_000;
 
@@ -55,6 +59,8 @@ pub(super) struct Subject<'a> {
     pub(super) most: u16,
     /// It gives pages back to the host.
     pub(super) discards: bool,
+    /// What it has taken may be in flight when a round is over.
+    pub(super) flies: bool,
 }
 
 /// Drives `subject` by `input` to its end; says how many chains it gave back while it was judged.
@@ -79,6 +85,8 @@ struct Driver<'a> {
     guard: Guard,
     /// The worker has not failed.
     alive: bool,
+    /// The queues of one that has, if they were taken back already.
+    taken: Option<Vec<(u16, Queue)>>,
 }
 
 impl<'a> Driver<'a> {
@@ -86,7 +94,7 @@ impl<'a> Driver<'a> {
         let memory = memory();
         let bench = Bench::start_in(memory.clone(), subject.device, subject.features);
         let guard = Guard::new(bench.rings.iter().map(|ring| ring.setup).collect(), subject.discards);
-        Self { subject, memory, bench, guard, alive: true }
+        Self { subject, memory, bench, guard, alive: true, taken: None }
     }
 
     /// One operation.
@@ -155,9 +163,49 @@ impl<'a> Driver<'a> {
             return;
         }
         self.guard.before(&self.memory);
-        self.alive = self.bench.round().is_ok();
+        self.alive = self.turn().is_ok();
         self.guard.after(&self.memory, self.subject.most);
         self.subject.host.check();
+    }
+
+    /// One round of events, to the end of what it has put in flight. Returns whether there is more to come: the number of events,
+    /// or, of a worker that is started anew and so hears old kicks again, whether it has answered anything.
+    fn turn(&mut self) -> Result<usize, DeviceError> {
+        let used = self.used();
+        let done = self.bench.round();
+        if !self.subject.flies {
+            return done;
+        }
+        let queues = self.land();
+        if done.is_err() {
+            self.taken = Some(queues);
+            return done;
+        }
+        self.bench.go_on_with(self.subject.device, queues);
+        let answered = self.used() != used;
+        if answered {
+            // As after a pause: what the device had no room for waits without a kick.
+            (0..self.bench.rings.len()).for_each(|queue| self.bench.kick(queue));
+        }
+        Ok(answered.into())
+    }
+
+    /// Waits for what is in flight: memory that somebody else may write to cannot be judged. Takes the queues back.
+    fn land(&mut self) -> Vec<(u16, Queue)> {
+        let deadline = Instant::now() + FLIGHT;
+        loop {
+            match self.bench.worker.drain(deadline) {
+                Ok(queues) => return queues,
+                Err(Busy) => assert!(Instant::now() < deadline, "what is in flight never ends"),
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    /// How many chains each queue has given back, as its ring says.
+    fn used(&self) -> Vec<u16> {
+        let index = |ring: &Ring| self.memory.read_obj(GuestAddress(ring.setup.used + 2)).unwrap();
+        self.bench.rings.iter().map(index).collect()
     }
 
     /// Takes the queues back and starts the device anew, with rings of zeros.
@@ -193,7 +241,8 @@ impl<'a> Driver<'a> {
     }
 
     fn drain(&mut self) {
-        let Ok(queues) = self.bench.worker.drain(Instant::now()) else { panic!("nothing is in flight") };
+        let queues = self.taken.take().or_else(|| self.bench.worker.drain(Instant::now()).ok());
+        let Some(queues) = queues else { panic!("nothing is in flight") };
         let mut indexes: Vec<usize> = queues.iter().map(|(index, _)| usize::from(*index)).collect();
         indexes.sort_unstable();
         assert!(indexes.into_iter().eq(0..self.bench.rings.len()), "a drain gives every queue back, once");
@@ -207,7 +256,7 @@ impl<'a> Driver<'a> {
         self.round();
         let mut rounds = 0;
         while self.alive {
-            match self.bench.round() {
+            match self.turn() {
                 Ok(0) => break,
                 done => self.alive = done.is_ok(),
             }

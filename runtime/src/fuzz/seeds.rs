@@ -2,6 +2,7 @@
 //!
 //! Owns how they are written; the files are what fuzzing starts from. Refuses nothing. Invariant: a seed names what it does.
 
+pub(super) mod block;
 mod devices;
 mod others;
 mod pci;
@@ -193,7 +194,7 @@ pub(super) fn prefix(target: &str) -> usize {
 /// The seeds of a target.
 pub(super) fn of(target: &str) -> Vec<Seed> {
     match target {
-        "block" => devices::block(),
+        "block" => block::block(),
         "net" => devices::net(),
         "vsock" => devices::vsock(),
         "vsock_packets" => devices::packets(),

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 mod items;
 mod liars;
+mod ring;
 mod state;
 
 /// Random inputs a target, and the time after which it is enough.

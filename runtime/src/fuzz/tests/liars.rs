@@ -102,7 +102,10 @@ fn caught(lie: Lie) -> Option<String> {
     let (_, bytes) = seeds::of("entropy").into_iter().find(|(name, _)| name == "sound").unwrap();
     let ended = std::panic::catch_unwind(|| {
         let device = &mut Liar(lie);
-        run(Subject { device, features: 0, host: &mut (), most: 64, discards: false }, Input(&bytes))
+        run(
+            Subject { device, features: 0, host: &mut (), most: 64, discards: false, flies: false },
+            Input(&bytes),
+        )
     });
     let message = |panic: Box<dyn std::any::Any + Send>| match panic.downcast::<String>() {
         Ok(text) => *text,
