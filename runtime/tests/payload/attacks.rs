@@ -5,7 +5,8 @@ use crate::driver::{
     Descriptor, Device, IMAGE, INDIRECT, NEEDS_RESET, NEXT, NOTIFY, RAM, Ring, SIZE, STATUS, WRITE,
     descriptor,
 };
-use crate::guest::{Guest, register};
+use crate::guest::{Bus, Guest, register};
+use crate::pci;
 
 /// Adds its steps to a guest that has not started the device.
 pub(crate) type Attack = fn(&mut Guest, &Device);
@@ -223,8 +224,10 @@ pub(crate) fn kicks(guest: &mut Guest, device: &Device) {
     for queue in [7, 19, 0xffff, 0x1_0000, u32::MAX] {
         device.write(guest, NOTIFY, queue);
     }
-    guest.store(2, register(device.slot, NOTIFY), 0);
-    guest.store(1, register(device.slot, NOTIFY), 0);
+    match device.bus {
+        Bus::Mmio => [2, 1].iter().for_each(|&width| guest.store(width, register(device.slot, NOTIFY), 0)),
+        Bus::Pci => [4, 1].iter().for_each(|&width| guest.put(device.notify(device.queue), width, 0)),
+    }
     guest.repeat(2000, |guest| device.kick(guest));
     device.ask(guest, &ring);
 }
@@ -245,6 +248,9 @@ pub(crate) fn greed(guest: &mut Guest, device: &Device) {
 }
 
 pub(crate) fn wrong_widths(guest: &mut Guest, device: &Device) {
+    if device.bus == Bus::Pci {
+        return pci::wrong_widths(guest, device);
+    }
     let ring = device.start(guest);
     for offset in
         [0, 1, 2, 0x30, 0x33, 0x44, 0x50, 0x51, 0x70, 0x71, 0x72, 0xfc, 0xff, 0x100, 0x101, 0x200, 0xffc]

@@ -96,6 +96,11 @@ impl Cell {
         rustix::net::send(&self.control, text.as_bytes(), SendFlags::empty()).unwrap();
     }
 
+    /// The same to a runtime that may have ended.
+    pub(crate) fn say_if_there(&self, text: &str) {
+        let _ = rustix::net::send(&self.control, text.as_bytes(), SendFlags::NOSIGNAL);
+    }
+
     /// All messages to the end, and the exit status.
     pub(crate) fn finish(mut self) -> (Vec<FromCell>, Option<i32>) {
         let mut messages = Vec::new();

@@ -1,6 +1,7 @@
 //! The guest's driver: sound rings, sound starts and sound requests, for attacks to spoil.
 
-use crate::guest::{Guest, register};
+use crate::function::{Found, Place, cell};
+use crate::guest::{Bus, Guest, register};
 use crate::peers::{HOST_MAC, MAC};
 use crate::tap;
 
@@ -27,9 +28,12 @@ pub(crate) type Descriptor = (u64, u32, u16, u16);
 #[derive(Clone, Copy)]
 pub(crate) struct Device {
     pub(crate) name: &'static str,
+    pub(crate) bus: Bus,
     pub(crate) slot: u64,
+    /// Its kind's number (virtio 1.2, 5).
+    id: u32,
     /// How many queues it has, and which one takes requests.
-    queues: u32,
+    pub(crate) queues: u32,
     pub(crate) queue: u32,
     features: u32,
     /// Bytes that it writes for a sound request.
@@ -37,18 +41,26 @@ pub(crate) struct Device {
 }
 
 /// All of them, in the order of the machine's slots; the network card where this user can make a tap.
-pub(crate) fn devices() -> Vec<Device> {
-    let device =
-        |name, queues, queue, features, written| Device { name, slot: 0, queues, queue, features, written };
+pub(crate) fn devices(bus: Bus) -> Vec<Device> {
+    let device = |name, id, (queues, queue), features, written| Device {
+        name,
+        bus,
+        slot: 0,
+        id,
+        queues,
+        queue,
+        features,
+        written,
+    };
     let mut devices = vec![
-        device("block", 1, 0, FEATURE_INDIRECT, 513),
-        device("net", 2, 1, FEATURE_INDIRECT, 0),
-        device("vsock", 3, 1, 0, 0),
-        device("entropy", 1, 0, 0, 64),
-        device("balloon", 2, 0, 0, 0),
-        device("pmem", 1, 0, 0, 4),
-        device("fs", 2, 1, FEATURE_INDIRECT, 16),
-        device("console", 2, 1, 0, 0),
+        device("block", 2, (1, 0), FEATURE_INDIRECT, 513),
+        device("net", 1, (2, 1), FEATURE_INDIRECT, 0),
+        device("vsock", 19, (3, 1), 0, 0),
+        device("entropy", 4, (1, 0), 0, 64),
+        device("balloon", 5, (2, 0), 0, 0),
+        device("pmem", 27, (1, 0), 0, 4),
+        device("fs", 26, (2, 1), FEATURE_INDIRECT, 16),
+        device("console", 3, (2, 1), 0, 0),
     ];
     devices.retain(|device| device.name != "net" || tap::missing().is_none());
     (0..).zip(&mut devices).for_each(|(slot, device)| device.slot = slot);
@@ -56,9 +68,33 @@ pub(crate) fn devices() -> Vec<Device> {
 }
 
 /// One of them; none if there is no card.
-pub(crate) fn device(name: &str) -> Option<Device> {
-    devices().into_iter().find(|device| device.name == name)
+pub(crate) fn device(bus: Bus, name: &str) -> Option<Device> {
+    devices(bus).into_iter().find(|device| device.name == name)
 }
+
+/// Registers over MMIO, and what they are in the common configuration (virtio 1.2, 4.1.4.3): offset and bytes.
+const FIELDS: [(u64, u32, u8); 12] = [
+    (0x20, 0x0c, 4),
+    (0x24, 0x08, 4),
+    (0x30, 0x16, 2),
+    (0x38, 0x18, 2),
+    (0x44, 0x1c, 2),
+    (STATUS, 0x14, 1),
+    (0x80, 0x20, 4),
+    (0x84, 0x24, 4),
+    (0x90, 0x28, 4),
+    (0x94, 0x2c, 4),
+    (0xa0, 0x30, 4),
+    (0xa4, 0x34, 4),
+];
+/// Fields that MMIO does not have: the vectors of configuration and queue.
+pub(crate) const CONFIG_VECTOR: u32 = 0x10;
+pub(crate) const QUEUE_VECTOR: u32 = 0x1a;
+/// A message that interrupts: to the only processor's local APIC, with the first number that is no exception's or device's.
+pub(crate) const APIC: u64 = 0xfee0_0000;
+pub(crate) const INTERRUPT: u32 = 0x30;
+/// Message control: MSI-X is on.
+pub(crate) const VECTORS_ON: u16 = 1 << 15;
 
 /// A queue's memory, from a table of [`SIZE`] descriptors on.
 #[derive(Clone, Copy)]
@@ -102,12 +138,55 @@ pub(crate) fn descriptor((addr, len, flags, next): Descriptor) -> Vec<u8> {
 }
 
 impl Device {
+    /// Finds it, over PCI, and gives it a message for each of its vectors.
+    pub(crate) fn find(&self, guest: &mut Guest) {
+        if self.bus == Bus::Pci {
+            guest.find_function(self.slot, self.id);
+            self.set_vectors(guest);
+        }
+    }
+
+    /// Each vector sends a message, and MSI-X is on.
+    pub(crate) fn set_vectors(&self, guest: &mut Guest) {
+        for vector in 0..=self.queues {
+            guest.set_vector(self.slot, vector, (APIC, INTERRUPT + vector, false));
+        }
+        guest.control_vectors(self.slot, VECTORS_ON);
+    }
+
+    /// A field of the common configuration, over PCI.
+    pub(crate) fn field(&self, offset: u32) -> Place {
+        Place::Port(cell(self.slot, Found::Common), offset)
+    }
+
+    /// The kick of `queue`, whether it has one or not.
+    pub(crate) fn notify(&self, queue: u32) -> Place {
+        Place::Port(cell(self.slot, Found::Notify), 2 * queue)
+    }
+
+    /// What is over MMIO at `offset`, and its bytes.
+    fn register(&self, offset: u64) -> (Place, u8) {
+        match self.bus {
+            Bus::Mmio => (Place::Memory(register(self.slot, offset)), 4),
+            Bus::Pci => {
+                let &(_, field, width) = FIELDS.iter().find(|it| it.0 == offset).unwrap();
+                (self.field(field), width)
+            }
+        }
+    }
+
     pub(crate) fn write(&self, guest: &mut Guest, offset: u64, value: u32) {
-        guest.store(4, register(self.slot, offset), value.into());
+        // Over PCI a queue has a port to kick it at; ports end.
+        let (place, width) = match (self.bus, offset) {
+            (Bus::Pci, NOTIFY) => (self.notify(value % 0x4000), 2),
+            _ => self.register(offset),
+        };
+        guest.put(place, width, value.into());
     }
 
     pub(crate) fn wait_status(&self, guest: &mut Guest, name: &str, value: u32) {
-        guest.wait(&format!("{} {name}", self.name), register(self.slot, STATUS), u32::MAX, value);
+        let (place, width) = self.register(STATUS);
+        guest.wait_at(&format!("{} {name}", self.name), place, width, value);
     }
 
     pub(crate) fn kick(&self, guest: &mut Guest) {
@@ -124,6 +203,9 @@ impl Device {
             self.write(guest, offset, value);
         }
         self.wait_status(guest, "features", 11);
+        if self.bus == Bus::Pci {
+            guest.put(self.field(CONFIG_VECTOR), 2, 0);
+        }
     }
 
     pub(crate) fn set_queue(&self, guest: &mut Guest, queue: u32, size: u32, ring: &Ring) {
@@ -132,6 +214,9 @@ impl Device {
         for (offset, address) in [(0x80, ring.table), (0x90, ring.available), (0xa0, ring.used)] {
             self.write(guest, offset, u32::try_from(address & 0xffff_ffff).unwrap());
             self.write(guest, offset + 4, u32::try_from(address >> 32).unwrap());
+        }
+        if self.bus == Bus::Pci {
+            guest.put(self.field(QUEUE_VECTOR), 2, u64::from(queue) + 1);
         }
         self.write(guest, 0x44, 1);
     }

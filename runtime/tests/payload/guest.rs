@@ -7,7 +7,9 @@ use crate::cell::{BASE, kernel};
 use std::os::fd::OwnedFd;
 
 /// Where the guest sees the devices' windows: a page of 2 MiB that the boot's tables map to nothing.
-const WINDOWS: u64 = 0x3fe0_0000;
+pub(crate) const WINDOWS: u64 = 0x3fe0_0000;
+/// What is there: the devices' memory.
+pub(crate) const WINDOWS_ADDRESS: u64 = 0xd000_0000;
 /// The entry of that page, and what makes it the devices': present, writable, a large page at their address.
 const WINDOWS_ENTRY: (u64, u64) = (0xb000 + 511 * 8, 0xd000_0083);
 /// Where data is put: behind the code.
@@ -16,8 +18,26 @@ const DATA: u64 = 0x18_0000;
 const LOOKS: u32 = 200_000;
 const SERIAL: u16 = 0x3f8;
 
+/// Where a guest writes down what it finds, before all that is placed: so many bytes.
+pub(crate) const FOUND: u64 = DATA;
+const FOUND_BYTES: usize = 0x400;
+
+/// How a guest finds its devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Bus {
+    /// By their places.
+    Mmio,
+    /// By their functions on the PCI bus.
+    Pci,
+}
+
+impl Bus {
+    pub(crate) const BOTH: [Self; 2] = [Self::Mmio, Self::Pci];
+}
+
 /// Steps and memory.
 pub(crate) struct Guest {
+    pub(crate) bus: Bus,
     code: Vec<u8>,
     data: Vec<u8>,
 }
@@ -28,9 +48,9 @@ pub(crate) fn register(slot: u64, offset: u64) -> u64 {
 }
 
 impl Guest {
-    /// One that sees its devices.
-    pub(crate) fn new() -> Self {
-        let mut guest = Self { code: Vec::new(), data: Vec::new() };
+    /// One that sees the devices' memory.
+    pub(crate) fn new(bus: Bus) -> Self {
+        let mut guest = Self { bus, code: Vec::new(), data: vec![0; FOUND_BYTES] };
         guest.store(8, WINDOWS_ENTRY.0, WINDOWS_ENTRY.1);
         guest
     }
@@ -41,9 +61,14 @@ impl Guest {
     }
 
     /// mov rdi, address
-    fn point(&mut self, address: u64) {
+    pub(crate) fn point(&mut self, address: u64) {
         self.code(&[0x48, 0xbf]);
         self.code(&address.to_le_bytes());
+    }
+
+    /// Bytes of code so far.
+    pub(crate) fn code_length(&self) -> usize {
+        self.code.len()
     }
 
     /// Stores the low `width` bytes of `value`.
@@ -146,23 +171,33 @@ impl Guest {
 
     /// Waits until the 4 bytes at `address` are `value` in the bits of `mask`; `name` is printed if they never are.
     pub(crate) fn wait(&mut self, name: &str, address: u64, mask: u32, value: u32) {
-        let mut failed = Self { code: Vec::new(), data: Vec::new() };
-        failed.print(&format!("{name}\n"));
-        failed.reset();
         self.point(address);
-        // mov dx, 0x61; mov ecx, LOOKS; 1: in al, dx; mov eax, [rdi]; and eax, mask; cmp eax, value
-        self.code(&[0x66, 0xba, 0x61, 0, 0xb9]);
+        // mov dx, 0x61; in al, dx; mov eax, [rdi]
+        self.wait_for(name, &[0x66, 0xba, 0x61, 0, 0xec, 0x8b, 0x07], mask, value);
+    }
+
+    /// Waits until what `look` leaves in eax, while it keeps ecx and rdi, is `value` in the bits of `mask`.
+    pub(crate) fn wait_for(&mut self, name: &str, look: &[u8], mask: u32, value: u32) {
+        // mov ecx, LOOKS; 1:
+        self.code(&[0xb9]);
         self.code(&LOOKS.to_le_bytes());
-        self.code(&[0xec, 0x8b, 0x07, 0x25]);
+        let start = self.code.len();
+        self.code(look);
+        // and eax, mask; cmp eax, value
+        self.code(&[0x25]);
         self.code(&mask.to_le_bytes());
         self.code(&[0x3d]);
         self.code(&value.to_le_bytes());
-        // je past what follows; pause; dec ecx; jnz 1b
-        let tail = [0xf3, 0x90, 0xff, 0xc9, 0x75, 0xe7];
+        let failed = failure(name);
+        // je past what follows
+        let tail = [0xf3, 0x90, 0xff, 0xc9, 0x0f, 0x85];
         self.code(&[0x0f, 0x84]);
-        self.code(&u32::try_from(tail.len() + failed.code.len()).unwrap().to_le_bytes());
+        self.code(&u32::try_from(tail.len() + 4 + failed.len()).unwrap().to_le_bytes());
+        // pause; dec ecx; jnz 1b
         self.code(&tail);
-        self.code(&failed.code);
+        let back = i32::try_from(self.code.len() + 4 - start).unwrap();
+        self.code(&(-back).to_le_bytes());
+        self.code(&failed);
     }
 
     /// Puts bytes into memory before the guest runs; returns where. Aligned to 64 bytes.
@@ -186,4 +221,12 @@ impl Guest {
         let space = vec![0; gap - self.code.len()];
         kernel(&[&self.code, &space, &self.data])
     }
+}
+
+/// Prints `name`, then resets.
+pub(crate) fn failure(name: &str) -> Vec<u8> {
+    let mut guest = Guest { bus: Bus::Mmio, code: Vec::new(), data: Vec::new() };
+    guest.print(&format!("{name}\n"));
+    guest.reset();
+    guest.code
 }

@@ -2,7 +2,8 @@
 //!
 //! Pass rule: the runtime still answers the guest, through every device, or ends with a fault that names the guest; and
 //! another sandbox, which reads from its disk all the while, goes on. Each test is named after an item of the list of what
-//! a guest may do, and does it to every device that the item is about:
+//! a guest may do, and does it to every device that the item is about, over MMIO and over PCI; what only a PCI bus has is in
+//! [`over_pci`](crate::over_pci):
 //!
 //! | item | here | in process (`husk-runtime`, `fuzz::tests::items` and each device's own tests) | a Linux guest |
 //! | --- | --- | --- | --- |
@@ -19,139 +20,18 @@
 //! | 18: guest-init is the guest | | `husk`, `session::tests::hostile`, `pump::tests`, `fuzz` | |
 //! | a volume's server that is not the host's any more | fs | fs | `volumes` |
 
-use crate::attacks::{self, Attack};
-use crate::cell::{Cell, start_humbly, start_with};
-use crate::driver::{Device, device, devices};
-use crate::guest::Guest;
+use crate::attacks;
+use crate::guest::{Bus, Guest};
 use crate::own;
-use crate::peers::{Host, Peers};
-use crate::tap;
-use husk_protocol::control::{EndReason, FromCell};
+use crate::peers::Host;
+use crate::sandbox::{ends, neighbour, sandbox, stands, stands_alone};
+use husk_protocol::control::EndReason;
 use husk_protocol::exit::RuntimeExit;
-use std::fs::File;
-use std::os::fd::OwnedFd;
-use std::time::{Duration, Instant};
-
-/// How long anything may take.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A runtime, and what is at the other ends of its devices.
-struct Sandbox {
-    cell: Cell,
-    peers: Peers,
-}
-
-/// Starts a runtime with a specification and descriptors.
-type Start = fn(&str, &[OwnedFd]) -> Cell;
-
-/// `None` where there is no KVM.
-fn sandbox(guest: Guest, host: Host) -> Option<Sandbox> {
-    started(start_with, guest, host)
-}
-
-/// The neighbour never rests: it gets what processor time the attacked one leaves, or the tests would wait for it.
-fn neighbour() -> Option<Sandbox> {
-    started(start_humbly, reader(), Host::Sound)
-}
-
-fn started(start: Start, guest: Guest, host: Host) -> Option<Sandbox> {
-    let kvm = match File::options().read(true).write(true).open("/dev/kvm") {
-        Ok(kvm) => kvm,
-        Err(error) => {
-            println!("HUSK-SKIP /dev/kvm: {error}");
-            return None;
-        }
-    };
-    let (spec, descriptors, peers) = Peers::new(host, kvm, guest.kernel());
-    Some(Sandbox { cell: start(&spec, &descriptors), peers })
-}
-
-impl Sandbox {
-    /// Waits until the guest prints something more.
-    fn prints(&self) {
-        let (before, start) = (self.peers.printed(), Instant::now());
-        while self.peers.printed() == before {
-            assert!(start.elapsed() < PATIENCE, "the other sandbox stands still");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-
-    /// How it ended, the last line that it printed, and the process's status.
-    fn finish(self) -> (Option<EndReason>, String, Option<i32>, Vec<FromCell>) {
-        let (messages, status) = self.cell.finish();
-        self.peers.end();
-        let ended = messages.iter().find_map(|message| match message {
-            FromCell::Ended(ended) => Some(ended.clone()),
-            _ => None,
-        });
-        let last = ended.as_ref().and_then(|ended| ended.console_tail.last().cloned()).unwrap_or_default();
-        (ended.map(|ended| ended.reason), last, status, messages)
-    }
-}
-
-/// A guest that reads from its disk for ever and prints a dot for each answer.
-fn reader() -> Guest {
-    let (mut guest, disk) = (Guest::new(), devices()[0]);
-    let ring = disk.start(&mut guest);
-    let request = disk.request(&mut guest);
-    ring.describe(&mut guest, &request);
-    guest.repeat(u32::MAX, |guest| {
-        guest.increment(ring.available + 2);
-        disk.kick(guest);
-        guest.wait_same(ring.available + 2, ring.used + 2);
-        guest.print(".");
-    });
-    guest
-}
-
-/// Has `attack` done to each device while a neighbour works; afterwards all devices answer.
-fn stands(attack: Attack) {
-    stands_at(devices(), Host::Sound, attack);
-}
-
-/// The same, with one device only, or none where there is no such device.
-fn stands_alone(name: &str, host: Host, attack: Attack) {
-    let Some(device) = device(name) else {
-        println!("HUSK-SKIP a tap: {}", tap::missing().unwrap_or_default());
-        return;
-    };
-    stands_at(vec![device], host, attack);
-}
-
-fn stands_at(attacked: Vec<Device>, host: Host, attack: Attack) {
-    let Some(neighbour) = neighbour() else { return };
-    neighbour.prints();
-    for device in attacked {
-        let mut guest = Guest::new();
-        attack(&mut guest, &device);
-        // A volume whose server is silent keeps its driver waiting, and no other.
-        let answers = |it: &&Device| host != Host::IsSilent || it.name != "fs";
-        devices().iter().filter(answers).for_each(|device| device.sound(&mut guest));
-        guest.print("ok\n");
-        guest.reset();
-        let (reason, last, status, messages) = sandbox(guest, host).unwrap().finish();
-        let expected = (Some(EndReason::GuestReset), "ok");
-        assert_eq!((reason, last.as_str()), expected, "{}: {messages:?}", device.name);
-        assert_eq!(status, Some(RuntimeExit::Ended as i32), "{}", device.name);
-        neighbour.prints();
-    }
-    ends(neighbour);
-}
-
-/// The neighbour still answers husk too.
-fn ends(neighbour: Sandbox) {
-    neighbour.cell.say("\"stop\"");
-    let (reason, _, status, messages) = neighbour.finish();
-    assert_eq!(
-        (reason, status),
-        (Some(EndReason::Requested), Some(RuntimeExit::Ended as i32)),
-        "{messages:?}"
-    );
-}
+use std::time::Duration;
 
 /// Runs `code` to the end of its machine; with `stop` husk ends it once it has printed its last word.
 fn dies(code: &[u8], stop: bool) -> EndReason {
-    let mut guest = Guest::new();
+    let mut guest = Guest::new(Bus::Mmio);
     guest.print("here\n");
     guest.code(code);
     let sandbox = sandbox(guest, Host::Sound).unwrap();
@@ -290,7 +170,7 @@ fn a_server_of_files_that_lies_or_leaves_harms_its_volume_only() {
 
 #[test]
 fn item_16_what_ends_a_processor_ends_its_machine_only() {
-    let Some(neighbour) = neighbour() else { return };
+    let Some(neighbour) = neighbour(Bus::Mmio) else { return };
     neighbour.prints();
     // An empty interrupt table and an invalid instruction; a model-specific register that does not exist; a write to one.
     let no_table = b"\x6a\x00\x6a\x00\x0f\x01\x1c\x24";
@@ -307,7 +187,7 @@ fn item_16_what_ends_a_processor_ends_its_machine_only() {
         neighbour.prints();
     }
     // The keyboard controller's reset, from a storm of its other commands.
-    let mut guest = Guest::new();
+    let mut guest = Guest::new(Bus::Mmio);
     (0..=0xfe).for_each(|command| guest.out(1, 0x64, command));
     guest.code(b"\xeb\xfe");
     assert_eq!(sandbox(guest, Host::Sound).unwrap().finish().0, Some(EndReason::GuestReset));

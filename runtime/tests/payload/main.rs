@@ -8,10 +8,14 @@ mod attacks;
 mod cell;
 mod devices;
 mod driver;
+mod function;
 mod guest;
 mod hostile;
+mod over_pci;
 mod own;
+mod pci;
 mod peers;
+mod sandbox;
 mod tap;
 
 use cell::{Cell, kernel, start, start_beside, start_with};

@@ -109,8 +109,10 @@ pub(crate) fn pages(guest: &mut Guest, device: &Device) {
             .collect();
     let chains: Vec<&[Descriptor]> = chains.iter().map(|chain| chain.as_slice()).collect();
     come_back(guest, device, "pages", &chains);
-    // The driver gives its own queue away: it loses the request, and nobody loses anything else.
+    // The driver gives its own queue away, whose page has nothing of others: it loses the request, and nobody anything else.
+    guest.place(&[0; 4096]);
     let ring = device.start(guest);
+    guest.place(&[0; 4096]);
     let queue = guest.place(&u32::try_from(ring.used >> 12).unwrap().to_le_bytes());
     ring.describe(guest, &[(queue, 4, 0, 0)]);
     ring.offer(guest, &[0; 4]);

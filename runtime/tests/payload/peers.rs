@@ -2,6 +2,7 @@
 //!
 //! Owns their threads, which end with the sandbox. What they do wrong, a test asks for by [`Host`].
 
+use crate::guest::Bus;
 use crate::tap::{self, Wire};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -51,12 +52,12 @@ pub(crate) struct Peers {
 }
 
 /// The specification of a machine with every device; of the card only if there is one.
-fn spec(read_only: bool, card: bool) -> String {
+fn spec(read_only: bool, card: bool, pci: bool) -> String {
     let network = r#""network-interfaces": [{"iface_id": "net0", "guest_mac": "02:fc:00:00:00:01", "tap": {"fd": 7},
         "allow": ["10.0.0.0/8:*"]}],"#;
     format!(
         r#"{{"boot-source": {{"kernel_image_path": {{"fd": 1}}, "boot_args": ""}},
-        "machine-config": {{"mem_size_mib": 32}},
+        "machine-config": {{"mem_size_mib": 32, "pci": {pci}}},
         "drives": [{{"drive_id": "vda", "path_on_host": {{"fd": 2}}, "is_read_only": {read_only}}}],
         {}
         "entropy": {{}}, "balloon": {{"amount_mib": 1, "deflate_on_oom": true}},
@@ -76,7 +77,7 @@ fn memfd(name: &str, bytes: &[u8]) -> File {
 
 impl Peers {
     /// The specification and its descriptors, the kernel among them, and what is at their other ends.
-    pub(crate) fn new(host: Host, kvm: File, kernel: OwnedFd) -> (String, Vec<OwnedFd>, Self) {
+    pub(crate) fn new((host, bus): (Host, Bus), kvm: File, kernel: OwnedFd) -> (String, Vec<OwnedFd>, Self) {
         let disk = memfd("disk", &[7; 64 << 10]);
         let image = memfd("image", &[IMAGE_BYTE; IMAGE_BYTES]);
         // Who maps an image never writes to it: the file is open for reading alone.
@@ -110,7 +111,7 @@ impl Peers {
             let sources = Arc::clone(&peers.sources);
             peers.spawn(move |over| network(&wire, host, &over, &sources));
         }
-        (spec(host == Host::ReadOnly, card), descriptors, peers)
+        (spec(host == Host::ReadOnly, card, bus == Bus::Pci), descriptors, peers)
     }
 
     fn spawn(&mut self, body: impl FnOnce(Arc<AtomicBool>) + Send + 'static) {
