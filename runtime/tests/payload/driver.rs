@@ -53,7 +53,7 @@ pub(crate) fn devices(bus: Bus) -> Vec<Device> {
         written,
     };
     let mut devices = vec![
-        device("block", 2, (1, 0), FEATURE_INDIRECT, 513),
+        device("block", 2, (1, 0), 0, 513),
         device("net", 1, (2, 1), FEATURE_INDIRECT, 0),
         device("vsock", 19, (3, 1), 0, 0),
         device("entropy", 4, (1, 0), 0, 64),
