@@ -9,7 +9,7 @@ use husk_tests::processes;
 use husk_tests::rootfs::{assert_clean, ext4};
 use husk_tests::scratch::Scratch;
 use husk_tests::tap::Tap;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::process::Command;
 use std::time::Duration;
 
@@ -87,6 +87,42 @@ fn item_29_a_console_that_goes_to_a_full_file_system_is_lost_and_the_command_goe
     assert!(String::from_utf8_lossy(&log).contains("Linux version"));
     drop(host);
     before.assert_restored();
+}
+
+#[test]
+fn item_29_a_socket_that_there_is_no_room_for_is_named() {
+    let before = Footprint::now();
+    let scratch = Scratch::new();
+    // One inode, which its own root has.
+    let host = Full::of(scratch.name("host"), "tmpfs", "nr_inodes=1");
+    let socket = format!("{}/vsock", host.0);
+    let outcome = Husk::run(&["--vsock", &socket], &["true"]).output().expect_status(125);
+    assert_eq!(outcome.stderr.lines().count(), 1, "{}", outcome.stderr);
+    assert!(
+        outcome.stderr.contains(&socket) && outcome.stderr.contains("No space left"),
+        "{}",
+        outcome.stderr
+    );
+    drop(host);
+    before.assert_restored();
+}
+
+#[test]
+fn item_32_a_console_that_nobody_reads_and_one_without_a_reader_hold_up_no_command() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut command = Command::new(binary());
+    // More than the pipe, husk and the runtime hold together.
+    let script = "head -c 524288 /dev/zero | tr '\\0' x > /dev/hvc0; echo still here; read x; exit 7";
+    command.args(["run", "-i", "--console", "--", "sh", "-c", script]);
+    command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).stderr(writer);
+    let mut child = command.spawn().unwrap();
+    drop(command);
+    let mut said = [0; 11];
+    child.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
+    assert_eq!(&said, b"still here\n");
+    drop(reader);
+    child.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(7));
 }
 
 #[test]
