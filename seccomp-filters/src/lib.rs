@@ -7,11 +7,13 @@
 //!
 //! Change a table by giving the rule a reason that a stranger can check against the code.
 
+mod denied;
 mod listing;
 mod rule;
 mod syscalls;
 mod values;
 
+pub use denied::Denied;
 pub use listing::listing;
 pub use rule::{Arch, Arg, Role, Rule, Width};
 pub use seccompiler::sock_filter;

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 const MEASURED_S: f64 = 3.0;
 
 /// The sandbox's file: of version 2, or where a hierarchy of its own has the controller, of version 1.
-fn file(id: &str, two: &str, one: &str) -> PathBuf {
+pub(crate) fn file(id: &str, two: &str, one: &str) -> PathBuf {
     let controller = one.split('.').next().unwrap();
     let entries = std::fs::read_dir("/sys/fs/cgroup").unwrap().map(|entry| entry.unwrap());
     let mut legacy = entries.filter(|entry| {
@@ -32,14 +32,14 @@ fn file(id: &str, two: &str, one: &str) -> PathBuf {
     mount.join("husk").join(id).join(two)
 }
 
-fn read(path: &Path) -> String {
+pub(crate) fn read(path: &Path) -> String {
     std::fs::read_to_string(path)
         .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
         .trim()
         .to_owned()
 }
 
-fn number(id: &str, two: &str, one: &str) -> u64 {
+pub(crate) fn number(id: &str, two: &str, one: &str) -> u64 {
     read(&file(id, two, one)).parse().unwrap()
 }
 
@@ -66,7 +66,7 @@ fn only_runtime() -> u32 {
     pids[0]
 }
 
-fn update(id: &str, limits: &[&str]) -> Husk {
+pub(crate) fn update(id: &str, limits: &[&str]) -> Husk {
     let options = limits.iter().flat_map(|limit| ["--limit", limit]);
     Husk::new(["update", id].into_iter().chain(options))
 }

@@ -4,7 +4,7 @@
 use husk_seccomp::Role;
 use husk_tests::alive::Alive;
 use husk_tests::attempts::{Outside, Wall, all};
-use husk_tests::cell::{Ending, inside, outside};
+use husk_tests::cell::{Ending, behind_landlock, inside, outside};
 use husk_tests::husk::Husk;
 use husk_tests::processes;
 use husk_tests::scratch::Scratch;
@@ -73,6 +73,57 @@ fn no_attempt_succeeds_behind_the_filters() {
         }
     }
     none("attempts that filters do not deny, or deny though they are told to allow them", wrong);
+    assert!(world.is_unharmed().unwrap());
+}
+
+/// The kernel's interface of landlock, as the doctor says; none where it is off.
+fn landlock_interface() -> Option<u32> {
+    let object: serde_json::Value =
+        serde_json::from_str(&Husk::new(["doctor", "--json"]).output().text()).unwrap();
+    let check = object["checks"].as_array()?.iter().find(|check| check["name"] == "landlock")?;
+    let (_, rest) = check["found"].as_str()?.split_once("interface ")?;
+    rest.split(';').next()?.parse().ok()
+}
+
+/// Attempts that landlock alone denies, and the first interface that does.
+const BY_LANDLOCK: &[(&str, u32)] = &[
+    ("open-file", 1),
+    ("create-file", 1),
+    ("list-root", 1),
+    ("execute", 1),
+    ("trace-process", 1),
+    ("read-process-memory", 1),
+    ("truncate-file", 3),
+    ("listen-inet", 4),
+    ("connect-inet", 4),
+    ("connect-abstract", 6),
+    ("signal-process", 6),
+    ("signal-thread-of-process", 6),
+    ("queue-signal", 6),
+    ("signal-by-handle", 6),
+    ("connect-unix", 9),
+];
+
+#[test]
+fn item_27_landlock_alone_denies_files_ports_abstract_sockets_and_signals_to_the_outside() {
+    let Some(interface) = landlock_interface() else { husk_tests::skip!("this kernel has landlock off") };
+    let mut world = Alive::new();
+    assert_eq!(behind_landlock(&world, "nothing"), Ending::Reached);
+    let mut wrong = Vec::new();
+    for (attempt, since) in BY_LANDLOCK {
+        let ending = behind_landlock(&world, attempt);
+        // Its own words, not those of what an attempt might stumble over otherwise.
+        let by_it = |error: &str| error.contains("Permission denied") || error.contains("not permitted");
+        let as_told = match &ending {
+            Ending::Denied(error) => interface >= *since && by_it(error),
+            Ending::Reached => interface < *since,
+            Ending::Trapped => false,
+        };
+        if !as_told {
+            wrong.push(format!("{attempt} (interface {since}, this kernel has {interface}): {ending:?}"));
+        }
+    }
+    none("attempts that end otherwise than landlock's interface says", wrong);
     assert!(world.is_unharmed().unwrap());
 }
 

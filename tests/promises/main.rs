@@ -29,6 +29,7 @@ mod pmem;
 mod pool;
 mod refused;
 mod rootless;
+mod shares;
 mod state;
 mod stdio;
 mod terminal;

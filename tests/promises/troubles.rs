@@ -1,6 +1,7 @@
 //! Items 29, 30 and 32: the host's troubles while a guest runs, or about to, are that device's, or have a name.
 
 use crate::drives::talking;
+use crate::placement::Pool;
 use husk_tests::footprint::Footprint;
 use husk_tests::husk::{Husk, Outcome, binary};
 use husk_tests::loops::LoopDevice;
@@ -8,7 +9,7 @@ use husk_tests::processes;
 use husk_tests::rootfs::{assert_clean, ext4};
 use husk_tests::scratch::Scratch;
 use husk_tests::tap::Tap;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::process::Command;
 use std::time::Duration;
 
@@ -18,9 +19,13 @@ struct Full(String);
 impl Full {
     #[track_caller]
     fn mount(dir: String, size: &str) -> Self {
+        Self::of(dir, "tmpfs", &format!("size={size}"))
+    }
+
+    #[track_caller]
+    fn of(dir: String, kind: &str, options: &str) -> Self {
         std::fs::create_dir(&dir).unwrap();
-        let options = format!("size={size}");
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "none", &dir]).status();
+        let mounted = Command::new("mount").args(["-t", kind, "-o", options, "none", &dir]).status();
         assert!(mounted.unwrap().success());
         Self(dir)
     }
@@ -64,6 +69,105 @@ fn item_29_output_to_a_full_file_system_is_told_and_ends_the_sandbox() {
     assert!(said.starts_with("husk: ") && said.contains("No space left"), "{said}");
     drop(host);
     before.assert_restored();
+}
+
+#[test]
+fn item_29_a_console_that_goes_to_a_full_file_system_is_lost_and_the_command_goes_on() {
+    let before = Footprint::now();
+    let scratch = Scratch::new();
+    let host = Full::mount(scratch.name("host"), "16k");
+    let path = format!("{}/log", host.0);
+    let mut command = Command::new(binary());
+    let script = "head -c 262144 /dev/zero | tr '\\0' x > /dev/hvc0; echo still here; exit 7";
+    command.args(["run", "--console", "--", "sh", "-c", script]).stdin(std::process::Stdio::null());
+    let output = command.stderr(std::fs::File::create(&path).unwrap()).output().unwrap();
+    assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(7), &b"still here\n"[..]));
+    let log = std::fs::read(&path).unwrap();
+    assert_eq!(log.len(), 16 << 10, "what there was room for is there, and the log is full");
+    assert!(String::from_utf8_lossy(&log).contains("Linux version"));
+    drop(host);
+    before.assert_restored();
+}
+
+#[test]
+fn item_29_a_socket_that_there_is_no_room_for_is_named() {
+    let before = Footprint::now();
+    let scratch = Scratch::new();
+    // One inode, which its own root has.
+    let host = Full::of(scratch.name("host"), "tmpfs", "nr_inodes=1");
+    let socket = format!("{}/vsock", host.0);
+    let outcome = Husk::run(&["--vsock", &socket], &["true"]).output().expect_status(125);
+    assert_eq!(outcome.stderr.lines().count(), 1, "{}", outcome.stderr);
+    assert!(
+        outcome.stderr.contains(&socket) && outcome.stderr.contains("No space left"),
+        "{}",
+        outcome.stderr
+    );
+    drop(host);
+    before.assert_restored();
+}
+
+#[test]
+fn item_32_a_console_that_nobody_reads_and_one_without_a_reader_hold_up_no_command() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut command = Command::new(binary());
+    // More than the pipe, husk and the runtime hold together.
+    let script = "head -c 524288 /dev/zero | tr '\\0' x > /dev/hvc0; echo still here; read x; exit 7";
+    command.args(["run", "-i", "--console", "--", "sh", "-c", script]);
+    command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).stderr(writer);
+    let mut child = command.spawn().unwrap();
+    drop(command);
+    let mut said = [0; 11];
+    child.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
+    assert_eq!(&said, b"still here\n");
+    drop(reader);
+    child.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(7));
+}
+
+#[test]
+fn item_30_huge_pages_that_run_out_when_they_are_first_touched_are_named() {
+    let Some(_pool) = Pool::of(72) else { husk_tests::skip!("no 72 huge pages of 2 MiB to be had") };
+    let before = Footprint::now();
+    // All are there to be reserved, and half of them to be touched, which is when they are charged.
+    let options = ["--json", "--hugepages", "2M", "--limit", "hugetlb.2MB.max=64M"];
+    let outcome = Husk::run(&options, &["true"]).output().expect_status(125);
+    let result = outcome.json();
+    assert_eq!(result["fault"], "host", "{result}");
+    let error = result["error"].as_str().unwrap_or_default();
+    assert!(error.contains("128 MiB") && error.contains("no huge page left, a cgroup's limit"), "{result}");
+    before.assert_restored();
+}
+
+#[test]
+fn item_30_huge_pages_that_run_out_while_the_guest_runs_end_it_by_name_and_no_neighbour() {
+    let Some(_pool) = Pool::of(4) else { husk_tests::skip!("no 4 huge pages of 2 MiB to be had") };
+    let (mut neighbour, stdin, lines) =
+        talking(&["run", "-i", "--", "sh", "-c", "echo up; read x; echo alive"]);
+    let next = || lines.recv_timeout(Duration::from_secs(30)).unwrap();
+    assert_eq!(next(), "up");
+    let before = Footprint::now();
+    let scratch = Scratch::new();
+    let host = Full::of(scratch.name("huge"), "hugetlbfs", "pagesize=2M");
+    // Without content: each page is made when the guest first reads it. Three are reserved, and one may be had.
+    let image = format!("{}/image", host.0);
+    std::fs::File::create(&image).unwrap().set_len(6 << 20).unwrap();
+    let json = serde_json::json!({"pmem": [{"id": "huge", "path_on_host": image, "read_only": true}]});
+    let config = scratch.file("machine.json", json.to_string().as_bytes());
+    let script = "read_at() { dd if=/dev/pmem0 of=/dev/null bs=4k skip=$1 count=1 2>/dev/null; }; \
+                  read_at 3 && echo first; read_at 700; read_at 1200; echo all";
+    let options = ["--json", "--config", &config, "--limit", "hugetlb.2MB.max=2M"];
+    let outcome = Husk::run(&options, &["sh", "-c", script]).output();
+    drop(host);
+    let outcome = outcome.expect_status(125);
+    let result = outcome.json();
+    assert_eq!((&result["fault"], outcome.text().as_str()), (&"host".into(), "first\n"), "{result}");
+    assert!(result["error"].as_str().unwrap_or_default().contains("no huge page left"), "{result}");
+    drop(scratch);
+    before.assert_restored();
+    drop(stdin);
+    assert_eq!(next(), "alive");
+    assert!(neighbour.wait().unwrap().success());
 }
 
 #[test]

@@ -130,6 +130,28 @@ fn a_server_that_dies_is_an_error_in_the_guest_and_the_sandbox_ends_as_ever() {
 }
 
 #[test]
+fn a_server_that_its_filter_stops_is_told_and_is_an_error_in_the_guest() {
+    let before = Footprint::now();
+    let scratch = Scratch::new();
+    let shared = directory(&scratch);
+    let script = "echo up; while cat /data/file > /dev/null; do sleep 0.1; done; exit 7";
+    let volume = format!("{}:/data", shared.display());
+    let husk = Husk::run(&["--json", "--volume", &volume], &["sh", "-c", script]).spawn().up();
+    // The kernel's signal for a denied call. What it says of the call is nobody's here; which those are is a unit test's matter.
+    kill_process(Pid::from_raw(server("husk-fs").cast_signed()).unwrap(), Signal::SYS).unwrap();
+    let outcome = husk.finish().expect_status(7);
+    let degraded = outcome.json()["degraded"].to_string();
+    let words = [
+        &format!("--volume {}: volume server: ", shared.display()),
+        "(role volume)",
+        "which its filter denies",
+    ];
+    assert!(words.iter().all(|word| degraded.contains(*word)), "{degraded}");
+    drop(scratch);
+    before.assert_restored();
+}
+
+#[test]
 fn a_server_dies_with_a_husk_that_is_killed() {
     let scratch = Scratch::new();
     let volume = format!("{}:/data", directory(&scratch).display());

@@ -26,6 +26,9 @@ pub const USER: u32 = 654_321;
 /// The cgroup below which they are.
 const PARENT: &str = "husk";
 
+/// What the probe takes for a role that is landlock without a filter.
+pub const LANDLOCK: &str = "landlock";
+
 /// Runs one attempt without any cell.
 ///
 /// # Panics
@@ -33,8 +36,23 @@ const PARENT: &str = "husk";
 #[must_use]
 #[track_caller]
 pub fn outside(world: &Alive, attempt: &str) -> Ending {
+    bare(world, attempt, &[])
+}
+
+/// The same, behind landlock as the runtime has it and nothing else.
+///
+/// # Panics
+/// The probe cannot be run or says nothing.
+#[must_use]
+#[track_caller]
+pub fn behind_landlock(world: &Alive, attempt: &str) -> Ending {
+    bare(world, attempt, &["--role", LANDLOCK])
+}
+
+#[track_caller]
+fn bare(world: &Alive, attempt: &str, more: &[&str]) -> Ending {
     let mut probe = Command::new(sibling("husk-probe"));
-    probe.args(["--control-fd", "3", "--attempt", attempt]);
+    probe.args(["--control-fd", "3", "--attempt", attempt]).args(more);
     let ours = handed(&mut probe, 3, world.targets(), &world.files());
     // What an attempt makes of its own standard streams is its own business.
     probe.stdin(Stdio::null()).stdout(Stdio::null());

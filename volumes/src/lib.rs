@@ -7,6 +7,7 @@
 
 pub mod confine;
 pub mod inherited;
+pub mod report;
 mod serve;
 mod volume;
 

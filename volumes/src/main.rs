@@ -1,10 +1,10 @@
 //! `husk-fs`: serves the directory /volume, in the cell that the jailer built, to the guest behind descriptor 4.
 //!
-//! Its arguments may be `rw`, and `single-owner`: every user of the guest makes files as the server's own. It ends when the socket does; its last words, if it has any, go to the control socket.
+//! Its arguments may be `rw`, and `single-owner`: every user of the guest makes files as the server's own. It ends when the socket does; its last words, if it has any, go to the control socket, also when its filter denies it a call.
 
 use husk_fs::{Volume, confine, serve};
 use rustix::net::{SendFlags, send};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
@@ -18,7 +18,9 @@ fn main() -> ExitCode {
         Some(descriptors) => descriptors,
         None => return ExitCode::FAILURE,
     };
-    match run(socket, writable, single_owner) {
+    // Open until the end of the process: the handler has but its number.
+    let told = husk_fs::report::tell(control.as_fd(), writable).map_err(Into::into);
+    match told.and_then(|()| run(socket, writable, single_owner)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let text = error.to_string().replace(['"', '\\'], "'");

@@ -4,6 +4,7 @@
 
 use super::files::{Reading, Root};
 use super::kernel::User;
+use super::parts::quoted;
 use super::{Check, Verdict};
 use std::os::unix::fs::MetadataExt;
 
@@ -13,6 +14,32 @@ const MOUNTS: u64 = 1 << 20;
 const NEEDED: [&str; 2] = ["memory", "pids"];
 /// What options need: `--pin`.
 const USEFUL: [&str; 2] = ["cpuset", "cpu"];
+
+/// What gives an ordinary user a group.
+const DELEGATE: &str = "systemd-run --user --scope -p Delegate=yes husk … (as the user)";
+
+/// A controller that nothing but limits needs.
+struct Optional {
+    /// Its name, and how version 1 calls it.
+    names: [&'static str; 2],
+    why: &'static str,
+    /// What a kernel that has it was built with.
+    built: &'static str,
+}
+
+const OPTIONAL: [Optional; 2] = [
+    Optional {
+        names: ["io", "blkio"],
+        why: "--limit io.max and io.weight, which hold a sandbox to its share of disks, are refused without it",
+        built: "CONFIG_BLK_CGROUP",
+    },
+    Optional {
+        names: ["hugetlb", "hugetlb"],
+        why: "it holds a sandbox with --hugepages 2M to as many pages as its guest has; without it the pool alone is the \
+              limit, and --limit hugetlb.2MB.max is refused",
+        built: "CONFIG_CGROUP_HUGETLB",
+    },
+];
 
 /// What there is.
 #[derive(Debug, Clone, Default)]
@@ -26,7 +53,11 @@ pub(super) struct Facts {
     /// Those that it hands to its groups.
     handed_down: Vec<String>,
     /// The caller's own group: its name, its owner, its controllers.
-    own: Option<(String, u32, Vec<String>)>,
+    pub(super) own: Option<(String, u32, Vec<String>)>,
+}
+
+fn is_known(name: &str) -> bool {
+    NEEDED.iter().chain(&USEFUL).chain(OPTIONAL.iter().map(|it| &it.names[0])).any(|known| *known == name)
 }
 
 fn words(reading: &Reading) -> Vec<String> {
@@ -66,7 +97,8 @@ impl Facts {
             }
             Some("cgroup") => self.legacy.extend(
                 of.split(',')
-                    .filter(|name| NEEDED.contains(name) || USEFUL.contains(name))
+                    .map(|name| if name == "blkio" { "io" } else { name })
+                    .filter(|name| is_known(name))
                     .map(str::to_owned),
             ),
             _ => {}
@@ -74,7 +106,56 @@ impl Facts {
     }
 
     pub(super) fn judge(&self, user: &User) -> Vec<Check> {
-        vec![self.version(), self.offered(), self.delegated(user)]
+        let mut checks = vec![self.version(), self.offered(), self.delegated(user)];
+        checks.extend(OPTIONAL.iter().map(|controller| self.optional(controller, user)));
+        checks
+    }
+
+    /// One that only limits need: whether the caller's sandboxes can have it.
+    fn optional(&self, controller: &Optional, user: &User) -> Check {
+        let Optional { names: [name, old], why, built } = *controller;
+        let check = |verdict, found| Check::new(format!("cgroup {name}"), verdict, found, why);
+        let is_in = |list: &[String]| list.iter().any(|other| other == name);
+        if is_in(&self.legacy) {
+            return match user.is_root() {
+                true => check(Verdict::Ok, format!("v1's {old}")),
+                false => check(Verdict::Note, format!("v1's {old}, which is root's alone"))
+                    .mend("boot with systemd.unified_cgroup_hierarchy=1"),
+            };
+        }
+        if !is_in(&self.controllers) {
+            return check(Verdict::Note, "this kernel offers none".into())
+                .mend(format!("run a kernel with {built}, without cgroup_disable={old}"));
+        }
+        if user.is_root() {
+            let down =
+                if is_in(&self.handed_down) { "handed to groups" } else { "handed to groups when asked for" };
+            return check(Verdict::Ok, down.into());
+        }
+        match &self.own {
+            Some((group, owner, controllers)) if *owner == user.uid && is_in(controllers) => {
+                check(Verdict::Ok, format!("delegated: {group} has it"))
+            }
+            Some((group, owner, _)) if *owner == user.uid => {
+                check(Verdict::Note, format!("not delegated: {group} is yours, without {name}"))
+                    .mend(self.hand_down(name, group))
+            }
+            _ => check(Verdict::Note, "not delegated: this process is in no group of yours".into())
+                .mend(DELEGATE),
+        }
+    }
+
+    /// What has `group` get the controller from those above it. systemd does it where it knows the controller.
+    fn hand_down(&self, name: &str, group: &str) -> String {
+        if name != "hugetlb" {
+            return format!("systemctl edit user@.service: [Service] Delegate=cpu cpuset {name} memory pids");
+        }
+        let mount = self.unified.as_ref().map_or("/sys/fs/cgroup", |(mount, _)| mount);
+        let levels = group.match_indices('/').map(|(at, _)| format!("{mount}{}", &group[..at]));
+        let files: Vec<_> = levels
+            .map(|level| quoted(&crate::text::line(&format!("{level}/cgroup.subtree_control"))))
+            .collect();
+        format!("for file in {}; do echo +{name} > \"$file\"; done", files.join(" "))
     }
 
     fn version(&self) -> Check {
@@ -144,10 +225,9 @@ impl Facts {
         };
         let lacks: Vec<&str> =
             NEEDED.into_iter().filter(|name| !controllers.iter().any(|other| other == name)).collect();
-        let mend = "systemd-run --user --scope -p Delegate=yes husk … (as the user)";
         if *owner != user.uid {
             let found = format!("{group} is user {owner}'s, not yours");
-            return Check::new(name, Verdict::Unusable, found, WHY).mend(mend);
+            return Check::new(name, Verdict::Unusable, found, WHY).mend(DELEGATE);
         }
         if !lacks.is_empty() {
             let found = format!("{group} is yours, without {}", lacks.join(" "));

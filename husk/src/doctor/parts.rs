@@ -91,7 +91,7 @@ impl Part {
 }
 
 /// As a shell takes it for one word: whoever names a directory must not write the command that mends it.
-fn quoted(word: &str) -> String {
+pub(super) fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', "'\\''"))
 }
 

@@ -1,5 +1,6 @@
 //! The judgements, on trees of files that stand for machines.
 
+mod controllers;
 mod parts;
 mod told;
 
@@ -52,7 +53,7 @@ const FINE: &[(&str, &str)] = &[
     ("proc/sys/kernel/numa_balancing", "1"),
     (MOUNTS, V2),
     ("proc/self/cgroup", "0::/user.slice/alice"),
-    ("sys/fs/cgroup/cgroup.controllers", "cpuset cpu io memory pids"),
+    ("sys/fs/cgroup/cgroup.controllers", "cpuset cpu io memory hugetlb pids"),
     ("sys/fs/cgroup/cgroup.subtree_control", "memory pids"),
     ("sys/fs/cgroup/user.slice/alice/cgroup.controllers", "memory pids"),
     ("proc/sys/kernel/osrelease", "6.12.1-1-amd64"),
@@ -187,6 +188,16 @@ const CHANGES: &[(&str, &str, &str, Verdict)] = &[
     (MOUNTS, V1, "cgroup delegation", Verdict::Ok),
     ("sys/fs/cgroup/cgroup.controllers", "cpu cpuset pids", "cgroup controllers", Verdict::Unusable),
     ("sys/fs/cgroup/cgroup.controllers", "memory pids", "cgroup controllers", Verdict::Note),
+    ("sys/fs/cgroup/cgroup.controllers", "cpu cpuset memory pids", "cgroup io", Verdict::Note),
+    ("sys/fs/cgroup/cgroup.controllers", "cpu cpuset memory pids io", "cgroup hugetlb", Verdict::Note),
+    (MOUNTS, V1, "cgroup io", Verdict::Note),
+    (MOUNTS, "35 23 0:32 / /sys/fs/cgroup/blkio rw - cgroup cgroup rw,blkio", "cgroup io", Verdict::Ok),
+    (
+        MOUNTS,
+        "35 23 0:32 / /sys/fs/cgroup/hugetlb rw - cgroup cgroup rw,hugetlb",
+        "cgroup hugetlb",
+        Verdict::Ok,
+    ),
     ("proc/sys/kernel/osrelease", "5.10.0-33-amd64", "kernel", Verdict::Degraded),
     ("proc/sys/kernel/osrelease", "5.14.0", "kernel", Verdict::Ok),
     ("proc/sys/kernel/osrelease", "plan9", "kernel", Verdict::Note),

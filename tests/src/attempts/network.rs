@@ -4,7 +4,7 @@ use super::call::{at, call, done, int, past};
 use super::{Attempt, World};
 use husk_seccomp::Role;
 use std::io::{Error, ErrorKind, Result};
-use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 
@@ -21,6 +21,9 @@ pub(super) const ALL: &[Attempt] = &[
     }),
     Attempt::out("connect-inet", |w, _| {
         TcpStream::connect(SocketAddrV4::new(Ipv4Addr::LOCALHOST, w.targets.port)).map(drop)
+    }),
+    Attempt::surface("listen-inet", |_, _| {
+        TcpListener::bind(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)).map(drop)
     }),
     Attempt::out("send-inet", |_, _| {
         let socket = family(libc::AF_INET, libc::SOCK_DGRAM, 0)?;

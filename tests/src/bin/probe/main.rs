@@ -1,15 +1,16 @@
 //! One attempt to get out of a cell, by code that wears the runtime's own confinement.
 //!
-//! `husk-probe --control-fd N --attempt NAME [--role ROLE]`
+//! `husk-probe --control-fd N --attempt NAME [--role ROLE|landlock]`
 //!
 //! On the control descriptor it is handed what a runtime is (`husk_tests::handed`). With a role it puts on itself what the
-//! runtime does, by the same code: landlock, then the filters of the phases, then that role's. If a filter is handed over, it puts
+//! runtime does, by the same code: landlock, then the filters of the phases, then that role's; with `landlock`, that alone. If a filter is handed over, it puts
 //! that on instead. The answer is one line on the control descriptor: `reached`, or `denied` and the error. A call that a filter
 //! traps ends the process by SIGSYS. The attempt `nothing` always succeeds: whoever hears of it knows that the rest was tried at all.
 //! `husk-probe -c …` ends well: it is the program that attempts to execute one execute.
 
 use husk_seccomp::{Role, sock_filter};
 use husk_tests::attempts::{World, named};
+use husk_tests::cell::LANDLOCK;
 use husk_tests::handed;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -21,6 +22,7 @@ const FILTER_BYTES: usize = 4096 * 8;
 #[derive(Default)]
 struct Options {
     control: i32,
+    landlock: bool,
     role: Option<Role>,
     attempt: String,
 }
@@ -33,7 +35,8 @@ fn options() -> Result<Option<Options>, String> {
         match word.as_str() {
             "-c" => return Ok(None),
             "--control-fd" => options.control = value.parse().map_err(|_| "--control-fd: not a number")?,
-            "--role" => options.role = Some(role(&value)?),
+            "--role" if value == LANDLOCK => options.landlock = true,
+            "--role" => (options.landlock, options.role) = (true, Some(role(&value)?)),
             "--attempt" => options.attempt = value,
             // What Firecracker's jailer tells its program.
             "--id" | "--start-time-us" | "--start-time-cpu-us" | "--parent-cpu-time-us" => {}
@@ -67,15 +70,17 @@ fn answer(options: &Options) -> Result<(), String> {
     let attempt = named(&options.attempt).ok_or(format!("--attempt {}: none such", options.attempt))?;
     let prepared = attempt.prepare(&world);
     let foreign = filter.is_some();
-    confine(options.role, filter)?;
+    confine(options, filter)?;
     let outcome = attempt.make(&world, prepared);
     say(&world, foreign, &outcome.map_or_else(|error| format!("denied {error}"), |()| "reached".to_owned()))
 }
 
 /// Puts on what there is to put on.
-fn confine(role: Option<Role>, foreign: Option<OwnedFd>) -> Result<(), String> {
-    if let Some(role) = role {
+fn confine(options: &Options, foreign: Option<OwnedFd>) -> Result<(), String> {
+    if options.landlock {
         husk_runtime::confine::deny_files().map_err(|error| error.to_string())?;
+    }
+    if let Some(role) = options.role {
         for role in role.stack() {
             husk_seccomp::install(*role).map_err(|error| error.to_string())?;
         }
