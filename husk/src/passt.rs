@@ -134,6 +134,8 @@ struct NetworkOrder {
     uid: Option<u32>,
     isolation: Isolation,
     program: PathBuf,
+    /// Directory of namespaces that are made once; none without root.
+    pool: Option<PathBuf>,
     /// The cgroup below which the sandbox's is.
     parent_cgroup: String,
     /// `FILE=VALUE`, as for the sandbox: by them its cgroups are found.
@@ -153,6 +155,9 @@ impl NetworkOrder {
             option("--gid", uid.to_string().into());
         }
         option("--exec-file", self.program.clone().into());
+        if let Some(pool) = &self.pool {
+            option("--pool", pool.into());
+        }
         option("--parent-cgroup", self.parent_cgroup.clone().into());
         for limit in &self.limits {
             option("--cgroup", limit.into());
@@ -182,6 +187,7 @@ impl Start {
             uid: sandbox.uid,
             isolation: sandbox.isolation,
             program,
+            pool: sandbox.pool_beside(),
             parent_cgroup: sandbox.parent_cgroup.clone(),
             limits: sandbox.limits.clone(),
             arguments,
@@ -323,6 +329,7 @@ mod tests {
             uid: Some(7),
             isolation: Isolation::Strict,
             program: "/usr/bin/passt".into(),
+            pool: Some("/run/husk/ns".into()),
             parent_cgroup: "husk".into(),
             limits: vec!["pids.max=3".into()],
             arguments: vec!["--quiet".into()],
@@ -331,13 +338,14 @@ mod tests {
             let words = order.arguments().into_iter().map(|word| word.into_string().unwrap());
             words.collect::<Vec<_>>().join(" ")
         };
-        let rootless = NetworkOrder { uid: None, isolation: Isolation::BestEffort, ..order.clone() };
+        let rootless =
+            NetworkOrder { uid: None, pool: None, isolation: Isolation::BestEffort, ..order.clone() };
         let start = "--isolation best-effort --cgroup-version 2 --id one --exec-file /usr/bin/passt ";
         assert!(text(&rootless).starts_with(start), "{}", text(&rootless));
         assert_eq!(
             text(&order),
-            "--id one --uid 7 --gid 7 --exec-file /usr/bin/passt --parent-cgroup husk --cgroup pids.max=3 \
-             --resource-limit no-file=2048 --network-socket-fd 4 --control-fd 3 -- --quiet"
+            "--id one --uid 7 --gid 7 --exec-file /usr/bin/passt --pool /run/husk/ns --parent-cgroup husk \
+             --cgroup pids.max=3 --resource-limit no-file=2048 --network-socket-fd 4 --control-fd 3 -- --quiet"
         );
     }
 
@@ -349,6 +357,7 @@ mod tests {
             uid: Some(7),
             isolation: Isolation::Strict,
             program: "/no/passt".into(),
+            pool: None,
             parent_cgroup: "husk".into(),
             limits: Vec::new(),
             arguments: Vec::new(),

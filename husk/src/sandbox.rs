@@ -262,6 +262,7 @@ fn volumes(prepared: &mut Prepared, order: &JailerOrder) -> Option<Start> {
     let order = VolumeOrder {
         id: order.id.clone(),
         server,
+        pool: order.pool_beside(),
         parent_cgroup: order.parent_cgroup.clone(),
         limits: order.limits.clone(),
         writable: false,

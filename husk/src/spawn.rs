@@ -153,6 +153,11 @@ pub(crate) fn walls(isolation: Isolation, rootless: bool) -> Vec<OsString> {
 }
 
 impl JailerOrder {
+    /// The pool for what is beside the sandbox and takes mounts of the host's along, which root alone can do ahead.
+    pub(crate) fn pool_beside(&self) -> Option<PathBuf> {
+        self.pool.clone().filter(|_| self.uid.is_some())
+    }
+
     /// The jailer's arguments.
     pub(crate) fn arguments(&self) -> Vec<OsString> {
         let mut arguments = walls(self.isolation, self.uid.is_none());
@@ -181,6 +186,8 @@ impl JailerOrder {
 pub(crate) struct VolumeOrder {
     pub(crate) id: String,
     pub(crate) server: PathBuf,
+    /// Directory of namespaces that are made once; none without root.
+    pub(crate) pool: Option<PathBuf>,
     /// The cgroup below which the sandbox's is.
     pub(crate) parent_cgroup: String,
     /// `FILE=VALUE`, as for the sandbox: by them its cgroups are found.
@@ -198,6 +205,9 @@ impl VolumeOrder {
         let mut option = |name: &str, value: OsString| arguments.extend([name.into(), value]);
         option("--id", self.id.clone().into());
         option("--exec-file", self.server.clone().into());
+        if let Some(pool) = &self.pool {
+            option("--pool", pool.into());
+        }
         option("--parent-cgroup", self.parent_cgroup.clone().into());
         for limit in &self.limits {
             option("--cgroup", limit.into());
@@ -357,6 +367,7 @@ mod tests {
         let order = VolumeOrder {
             id: "one".into(),
             server: "/lib/husk-fs".into(),
+            pool: Some("/run/husk/ns".into()),
             parent_cgroup: "husk".into(),
             limits: vec!["pids.max=3".into()],
             writable: true,
@@ -366,7 +377,7 @@ mod tests {
         let text: Vec<String> = order.arguments().into_iter().map(|a| a.into_string().unwrap()).collect();
         assert_eq!(
             text.join(" "),
-            "--id one --exec-file /lib/husk-fs --parent-cgroup husk --cgroup pids.max=3 \
+            "--id one --exec-file /lib/husk-fs --pool /run/husk/ns --parent-cgroup husk --cgroup pids.max=3 \
              --resource-limit no-file=65536 --volume-fd 4 --volume-socket-fd 5 --control-fd 3 \
              --volume-writable -- rw"
         );

@@ -150,6 +150,7 @@ mod tests {
         let order = VolumeOrder {
             id: "one".into(),
             server: "/no/husk-fs".into(),
+            pool: None,
             parent_cgroup: "husk".into(),
             limits: Vec::new(),
             writable: false,

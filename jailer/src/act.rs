@@ -20,7 +20,9 @@ use crate::limits::Limit;
 use crate::plan::{Plan, Step};
 use crate::pool;
 use crate::report::{self, Fault};
+use crate::roots::{self, Part};
 use crate::sys::{self, Cloned};
+use crate::user_namespace;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{FileType, Mode, OFlags, fstat, open};
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
@@ -52,6 +54,8 @@ pub(crate) struct Site {
     netns: Option<OwnedFd>,
     pub(crate) cgroups: cgroup::Made,
     jail: Option<Jail>,
+    /// What was taken for the root.
+    parts: Vec<Part>,
     pub(crate) walls: Walls,
     /// The socket that a volume is served on, or that the network is behind.
     pub(crate) served: Option<OwnedFd>,
@@ -233,10 +237,19 @@ impl Step {
                 let taken = |errno| CellError::Volume("network-socket-fd", *number, errno);
                 site.served = Some(sys::adopt(*number).map_err(taken)?);
             }
-            Self::EnterPool { path, caller, network } => {
-                let entered = pool::enter(path, *caller, *network)?;
-                site.has_network = entered.is_some_and(|entered| entered.network);
+            Self::EnterPool { path, caller, network, proc } => {
+                if !proc || user_namespace::is_initial() {
+                    let entered = pool::enter(path, *caller, *network)?;
+                    site.has_network = entered.is_some_and(|entered| entered.network);
+                }
             }
+            Self::TakeVolume { writable } => {
+                site.parts = roots::volume(*writable).map_err(named("the mount of the volume"))?;
+            }
+            Self::TakeSystem => {
+                site.parts = roots::system().map_err(named("the mounts of the host's programs"))?;
+            }
+            Self::RootOfParts => roots::enter(std::mem::take(&mut site.parts)).map_err(named("root"))?,
             Self::MakeJail { base, program, id } => site.make_jail(base, program, id)?,
             Self::Clone { .. } => return site.clone_runtime(self),
             Self::MapUser { inside, outside } => site.map_user(*inside, *outside)?,
@@ -263,9 +276,7 @@ impl Step {
             Self::CgroupNamespace => ("cgroup namespace", sys::new_cgroup_namespace()),
             Self::Hostname(name) => ("host name", rustix::system::sethostname(name.as_bytes())),
             Self::PrivateMounts => ("private mounts", cell::keep_mounts_private()),
-            Self::EmptyRoot { jail } => ("empty root", cell::empty_root(*jail)),
-            Self::SystemRoot => ("a root with the host's programs", cell::system_root()),
-            Self::VolumeRoot { writable } => ("a volume's root", cell::volume_root(*writable)),
+            Self::EmptyRoot => ("empty root", cell::empty_root()),
             Self::NewSession => ("new session", setsid().map(drop)),
             Self::ResetSignals => ("signals", sys::reset_signals()),
             Self::Umask => {

@@ -39,8 +39,8 @@ struct Flags {
     /// with --layout firecracker: execute a copy of the program, made in the root
     #[argh(switch)]
     copy_binary: bool,
-    /// directory below which a directory is made for the cell's root to be mounted on (default: none is made; with
-    /// --layout firecracker /srv/jailer)
+    /// directory below which one is made for the cell, its root with --layout firecracker, otherwise empty for ever (default:
+    /// none is made; with --layout firecracker /srv/jailer)
     #[argh(option)]
     chroot_base_dir: Option<PathBuf>,
     /// network namespace to join (default: a new, empty one)

@@ -37,7 +37,7 @@ impl Walls {
             Step::CgroupNamespace
             | Step::Hostname(_)
             | Step::PrivateMounts
-            | Step::EmptyRoot { .. }
+            | Step::EmptyRoot
             | Step::DropBoundingSet => self.none,
             _ => false,
         }
@@ -179,7 +179,8 @@ mod tests {
     #[test]
     fn the_root_of_a_volume_or_a_network_is_never_left_out() {
         let walls = Walls { best_effort: true, no_user: true, none: true };
-        assert!(!walls.does_without(&Step::VolumeRoot { writable: false }));
-        assert!(!walls.does_without(&Step::SystemRoot));
+        for step in [Step::TakeVolume { writable: false }, Step::TakeSystem, Step::RootOfParts] {
+            assert!(!walls.does_without(&step), "{step:?}");
+        }
     }
 }

@@ -4,12 +4,12 @@
 
 use crate::sys;
 use rustix::fd::{AsFd, OwnedFd, RawFd};
-use rustix::fs::{CWD, Mode, OFlags, mkdirat, open, openat, readlinkat, symlinkat};
+use rustix::fs::CWD;
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
-    UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_change,
-    move_mount, open_tree, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags,
+    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_change, move_mount,
+    unmount,
 };
 use rustix::process::{
     DumpableBehavior, chdir, fchdir, parent_process_death_signal, pivot_root, set_dumpable_behavior,
@@ -31,13 +31,9 @@ pub(crate) fn keep_mounts_private() -> Result<(), Errno> {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
 }
 
-/// Swaps the root for an empty read-only file system. With `jail` the working directory is what it is mounted on: it was
-/// entered before the clone, and the kernel moved it into this mount namespace, so that no path is resolved a second time.
-/// Otherwise it is mounted on the root itself, which is there everywhere.
-pub(crate) fn empty_root(jail: bool) -> Result<(), Errno> {
-    if !jail {
-        chdir("/")?;
-    }
+/// Swaps the root for an empty read-only file system, which is mounted on the old one: that is there everywhere.
+pub(crate) fn empty_root() -> Result<(), Errno> {
+    chdir("/")?;
     let filesystem = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(filesystem.as_fd(), "size", "4096")?;
     fsconfig_set_string(filesystem.as_fd(), "nr_inodes", "2")?;
@@ -50,104 +46,6 @@ pub(crate) fn empty_root(jail: bool) -> Result<(), Errno> {
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     let root = fsmount(filesystem.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
     move_mount(root.as_fd(), "", CWD, ".", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
-    fchdir(root.as_fd())?;
-    leave_old_root()
-}
-
-/// Where a volume's server finds the directory, relative to its root.
-const VOLUME: &str = "volume";
-
-/// Swaps the root for a read-only one that holds the working directory, as [`VOLUME`], and a /proc of the process's own.
-/// Other file systems that are mounted below the directory are not in it.
-pub(crate) fn volume_root(writable: bool) -> Result<(), Errno> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let volume = open_tree(CWD, ".", flags)?;
-    let strict = MountAttrFlags::MOUNT_ATTR_NOSUID
-        | MountAttrFlags::MOUNT_ATTR_NODEV
-        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let read_only = strict | MountAttrFlags::MOUNT_ATTR_RDONLY;
-    sys::set_mount_attributes(volume.as_fd(), if writable { strict } else { read_only })?;
-
-    let filesystem = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    for (key, value) in [("size", "4096"), ("nr_inodes", "4"), ("mode", "0555")] {
-        fsconfig_set_string(filesystem.as_fd(), key, value)?;
-    }
-    fsconfig_create(filesystem.as_fd())?;
-    let root = fsmount(filesystem.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, strict)?;
-    move_mount(root.as_fd(), "", CWD, ".", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
-    let proc = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    fsconfig_set_string(proc.as_fd(), "subset", "pid")?;
-    fsconfig_create(proc.as_fd())?;
-    let proc = fsmount(proc.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, read_only)?;
-    for (mount, name) in [(volume, VOLUME), (proc, "proc")] {
-        mkdirat(&root, name, Mode::from_raw_mode(0o555))?;
-        move_mount(mount.as_fd(), "", root.as_fd(), name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
-    }
-    sys::set_mount_attributes(root.as_fd(), read_only)?;
-    fchdir(root.as_fd())?;
-    leave_old_root()
-}
-
-/// Where the host keeps programs, their loader and their libraries; on many hosts the last two are links into the first.
-const SYSTEM: [&str; 3] = ["usr", "lib", "lib64"];
-/// The file that says where names are asked for.
-const RESOLVERS: &str = "etc/resolv.conf";
-
-/// Swaps the root for a read-only one that holds the host's programs and libraries, its [`RESOLVERS`], an empty /tmp and a
-/// /proc of the process's own: what a program of the host's needs to start, and to make itself an empty root in /tmp.
-/// Other file systems that are mounted below these directories are not in it.
-pub(crate) fn system_root() -> Result<(), Errno> {
-    let strict = MountAttrFlags::MOUNT_ATTR_RDONLY
-        | MountAttrFlags::MOUNT_ATTR_NOSUID
-        | MountAttrFlags::MOUNT_ATTR_NODEV;
-    let host = open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-    let filesystem = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    for (key, value) in [("size", "4096"), ("nr_inodes", "16"), ("mode", "0555")] {
-        fsconfig_set_string(filesystem.as_fd(), key, value)?;
-    }
-    fsconfig_create(filesystem.as_fd())?;
-    let root = fsmount(
-        filesystem.as_fd(),
-        FsMountFlags::FSMOUNT_CLOEXEC,
-        strict - MountAttrFlags::MOUNT_ATTR_RDONLY,
-    )?;
-    chdir("/")?;
-    move_mount(root.as_fd(), "", CWD, ".", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
-    let place = |mount: OwnedFd, name: &str| {
-        move_mount(mount.as_fd(), "", root.as_fd(), name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-    };
-    let clone = |name: &str| {
-        let mount =
-            open_tree(&host, name, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
-        sys::set_mount_attributes(mount.as_fd(), strict)?;
-        Ok::<_, Errno>(mount)
-    };
-    let directory = Mode::from_raw_mode(0o555);
-    for name in SYSTEM {
-        match readlinkat(&host, name, Vec::new()) {
-            Ok(target) => symlinkat(target, &root, name)?,
-            // It is there, and no link.
-            Err(Errno::INVAL) => {
-                mkdirat(&root, name, directory)?;
-                place(clone(name)?, name)?;
-            }
-            Err(Errno::NOENT) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
-    mkdirat(&root, "etc", directory)?;
-    if let Ok(resolvers) = clone(RESOLVERS) {
-        let create = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-        openat(&root, RESOLVERS, create, Mode::from_raw_mode(0o444))?;
-        place(resolvers, RESOLVERS)?;
-    }
-    mkdirat(&root, "tmp", directory)?;
-    mkdirat(&root, "proc", directory)?;
-    let proc = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    fsconfig_set_string(proc.as_fd(), "subset", "pid")?;
-    fsconfig_create(proc.as_fd())?;
-    place(fsmount(proc.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, strict)?, "proc")?;
-    sys::set_mount_attributes(root.as_fd(), strict)?;
     fchdir(root.as_fd())?;
     leave_old_root()
 }

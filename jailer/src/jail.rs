@@ -1,12 +1,12 @@
 //! The jail's directory: `<base>/<program>/<id>/root`, made without following a symbolic link anywhere.
 //!
 //! Owns the walk from descriptor to descriptor, so that a name swapped under its feet changes nothing. Refuses a jail
-//! that exists, as whatever kind of file, and a base that others can write to. Its `root` stays empty for ever: the
-//! cell's own file system is mounted on it in the cell's mount namespace only.
+//! that exists, as whatever kind of file, and a base that others can write to. Its `root` stays empty for ever: it says
+//! that the name is taken, and what is the cell's root is mounted in the cell's mount namespace only.
 
 use crate::report::Fault;
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, chmodat, fstat, mkdirat, openat2, unlinkat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat2, unlinkat};
 use rustix::io::Errno;
 use rustix::process::geteuid;
 use std::path::{Component, Path, PathBuf};
@@ -14,7 +14,7 @@ use std::path::{Component, Path, PathBuf};
 /// A directory that was made; dropped, it stays.
 #[derive(Debug)]
 pub(crate) struct Jail {
-    /// The empty directory on which the cell's root is mounted.
+    /// The empty directory in it.
     pub(crate) root: OwnedFd,
     own: OwnedFd,
     program: OwnedFd,
@@ -77,8 +77,6 @@ pub(crate) fn make(base: &Path, program: &str, id: &str) -> Result<Jail, JailErr
 fn finish(program: OwnedFd, id: &str, path: PathBuf) -> Result<Jail, JailError> {
     let result = open_below(&program, id).and_then(|own| {
         mkdirat(&own, "root", Mode::from_raw_mode(0o700))?;
-        // The cell's user mounts on it, which takes the right to search it; the directory above lets nobody come so far.
-        chmodat(&own, "root", Mode::from_raw_mode(0o711), AtFlags::empty())?;
         let root = open_below(&own, "root")?;
         Ok((own, root))
     });

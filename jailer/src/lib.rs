@@ -40,7 +40,8 @@
 //! # What is left behind
 //! At most two names, whenever the jailer or the cell dies, and both follow from the command line:
 //! - with `--chroot-base-dir`, the directory `<chroot-base-dir>/<file name of exec-file>/<id>`, holding at most one empty
-//!   directory `root` (what is mounted there is mounted in the cell's mount namespace only, and goes with it);
+//!   directory `root` (with `--layout firecracker` what is mounted there is mounted in the cell's mount namespace only, and goes with
+//!   it; otherwise nothing ever is);
 //! - the cgroups `<mount>/<parent-cgroup>/<id>`, of version 2 and of each version 1 controller that `--cgroup` or
 //!   `--cpus` named.
 //!
@@ -65,6 +66,7 @@ pub mod limits;
 pub mod plan;
 mod pool;
 pub mod report;
+mod roots;
 mod sealed;
 mod sys;
 mod user_namespace;

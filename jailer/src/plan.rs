@@ -33,7 +33,14 @@ pub enum Step {
     TakeNetworkSocket(i32),
     /// Enter the directory that is to be a volume, and take over the socket that it is served on.
     EnterVolume(VolumeArgs),
-    /// Make a directory for the root to be mounted on, and enter it.
+    /// Take the mount of the directory that was entered: a copy, which is attached to nothing. Where the host's mounts can be named.
+    TakeVolume {
+        /// Whether the directory may be changed through it.
+        writable: bool,
+    },
+    /// Take the host's programs and libraries in the same way.
+    TakeSystem,
+    /// Make a directory of the sandbox's name, and enter it.
     MakeJail {
         /// Where jails are made.
         base: PathBuf,
@@ -53,6 +60,9 @@ pub enum Step {
         caller: Caller,
         /// Whether a network namespace is wanted.
         network: bool,
+        /// Whether the cell mounts a /proc. In a user namespace that takes one that is there already, and the cell does without
+        /// the pool.
+        proc: bool,
     },
     /// Make the process that becomes the runtime, in namespaces of its own.
     Clone {
@@ -83,17 +93,9 @@ pub enum Step {
     /// Join the network namespace that was opened. Before the clone: it is not the cell's user namespace's.
     JoinNetns,
     /// Swap the root for an empty one.
-    EmptyRoot {
-        /// Whether it is mounted on the directory that was entered; otherwise on the old root.
-        jail: bool,
-    },
-    /// Swap the root for one with nothing in it but the directory that was entered, and a /proc.
-    VolumeRoot {
-        /// Whether the directory may be changed through it.
-        writable: bool,
-    },
-    /// Swap the root for a read-only one with the host's programs and libraries, an empty /tmp and a /proc.
-    SystemRoot,
+    EmptyRoot,
+    /// Swap the root for a read-only one with what was taken, and a /proc.
+    RootOfParts,
     /// Leave the caller's session and terminal.
     NewSession,
     /// Forget the caller's signal mask and dispositions.
@@ -164,7 +166,8 @@ impl Plan {
     /// The cell of a volume's server: in the sandbox's cgroups, with the directory and nothing else of the host's.
     ///
     /// Root needs no user namespace for it, and could not have one of a single user: files belong to many. Without root
-    /// there is one, in which the caller is called root, because only root keeps capabilities when it executes a program.
+    /// there is one, in which the caller is called root, because only root keeps capabilities when it executes a program. He may
+    /// copy a mount only in a mount namespace of his, which has to have it: his cells copy the host's table first.
     fn for_volume(args: &Args, volume: VolumeArgs) -> Self {
         let (writable, rootless) = (volume.writable, !args.caller.is_root());
         let inside = Caller { uid: 0, gid: 0 };
@@ -173,13 +176,15 @@ impl Plan {
             Step::OpenNull,
             Step::FindCgroups(order(args)),
             Step::EnterVolume(volume),
-            Step::Clone { user: rootless, net: true, detached: false },
-            Step::EnterCgroups,
         ];
+        steps.extend((!rootless).then_some(Step::TakeVolume { writable }));
+        steps.extend(enter_pool(args, true, true));
+        steps.extend([Step::Clone { user: rootless, net: true, detached: false }, Step::EnterCgroups]);
         steps.extend(rootless.then_some(Step::MapUser { inside, outside: args.caller }));
         steps.extend(own_namespaces(args));
+        steps.extend(rootless.then_some(Step::TakeVolume { writable }));
         steps.extend([
-            Step::VolumeRoot { writable },
+            Step::RootOfParts,
             Step::NewSession,
             Step::ResetSignals,
             Step::Umask,
@@ -201,7 +206,8 @@ impl Plan {
 impl Plan {
     /// The cell of a process that is the network: in the sandbox's cgroups, as its user, in the caller's network.
     ///
-    /// Root needs no user namespace for it: what is there of root's is given up. Without root one makes the others possible.
+    /// Root needs no user namespace for it: what is there of root's is given up. Without root one makes the others possible, and
+    /// mounts are taken there, as a volume's.
     fn for_network(args: &Args, socket: i32) -> Self {
         let (rootless, user) = (!args.caller.is_root(), Caller { uid: args.uid, gid: args.gid });
         let mut steps = vec![
@@ -209,13 +215,15 @@ impl Plan {
             Step::OpenNull,
             Step::FindCgroups(order(args)),
             Step::TakeNetworkSocket(socket),
-            Step::Clone { user: rootless, net: false, detached: false },
-            Step::EnterCgroups,
         ];
+        steps.extend((!rootless).then_some(Step::TakeSystem));
+        steps.extend(enter_pool(args, false, true));
+        steps.extend([Step::Clone { user: rootless, net: false, detached: false }, Step::EnterCgroups]);
         steps.extend(rootless.then_some(Step::MapUser { inside: user, outside: args.caller }));
         steps.extend(own_namespaces(args));
+        steps.extend(rootless.then_some(Step::TakeSystem));
         steps.extend([
-            Step::SystemRoot,
+            Step::RootOfParts,
             Step::NewSession,
             Step::ResetSignals,
             Step::Umask,
@@ -238,6 +246,11 @@ impl Plan {
 /// What is done to the new namespaces first.
 fn own_namespaces(args: &Args) -> [Step; 4] {
     [Step::CgroupNamespace, Step::CoreScheduling, Step::Hostname(args.id.clone()), Step::PrivateMounts]
+}
+
+/// The step, if there is a pool.
+pub(crate) fn enter_pool(args: &Args, network: bool, proc: bool) -> Option<Step> {
+    args.pool.clone().map(|path| Step::EnterPool { path, caller: args.caller, network, proc })
 }
 
 pub(crate) fn order(args: &Args) -> Order {
@@ -270,11 +283,7 @@ impl From<&Args> for Plan {
             program: args.program.clone(),
             id: args.id.clone(),
         }));
-        steps.extend(args.pool.clone().map(|path| Step::EnterPool {
-            path,
-            caller: args.caller,
-            network: args.netns.is_none(),
-        }));
+        steps.extend(enter_pool(args, args.netns.is_none(), false));
         if args.caller.is_root() {
             steps.extend(args.limits.iter().copied().map(Step::RaiseLimit));
             steps.push(Step::BecomeUser { uid: user.uid, gid: user.gid });
@@ -286,7 +295,7 @@ impl From<&Args> for Plan {
         ]);
         steps.extend(own_namespaces(args));
         steps.extend([
-            Step::EmptyRoot { jail: args.chroot_base_dir.is_some() },
+            Step::EmptyRoot,
             Step::NewSession,
             Step::ResetSignals,
             Step::Umask,

@@ -94,17 +94,26 @@ struct MountAttributes {
 
 /// Gives the mount that `mount` stands for `attributes`, beside those that it has.
 pub(crate) fn set_mount_attributes(mount: BorrowedFd<'_>, attributes: MountAttrFlags) -> Result<(), Errno> {
-    mount_setattr(mount, attributes, 0)
+    mount_setattr(mount, attributes, 0, 0)
 }
 
-/// The same with all mounts below it.
-pub(crate) fn set_tree_attributes(mount: BorrowedFd<'_>, attributes: MountAttrFlags) -> Result<(), Errno> {
-    mount_setattr(mount, attributes, libc::AT_RECURSIVE)
+/// The same, and nothing that happens to the mount that it was copied from is seen in it, nor the other way.
+pub(crate) fn cut_off_mount(mount: BorrowedFd<'_>, attributes: MountAttrFlags) -> Result<(), Errno> {
+    mount_setattr(mount, attributes, libc::MS_PRIVATE, 0)
 }
 
-fn mount_setattr(mount: BorrowedFd<'_>, attributes: MountAttrFlags, flags: i32) -> Result<(), Errno> {
-    let wanted =
-        MountAttributes { set: attributes.bits().into(), clear: 0, propagation: 0, user_namespace: 0 };
+/// The same with all mounts below it; what happens to those that they were copied from is seen in them, and not the other way.
+pub(crate) fn follow_tree(mount: BorrowedFd<'_>, attributes: MountAttrFlags) -> Result<(), Errno> {
+    mount_setattr(mount, attributes, libc::MS_SLAVE, libc::AT_RECURSIVE)
+}
+
+fn mount_setattr(
+    mount: BorrowedFd<'_>,
+    attributes: MountAttrFlags,
+    propagation: u64,
+    flags: i32,
+) -> Result<(), Errno> {
+    let wanted = MountAttributes { set: attributes.bits().into(), clear: 0, propagation, user_namespace: 0 };
     let empty: &CStr = c"";
     // SAFETY: the path and `wanted`, of the size that is told, outlive the call.
     let result = unsafe {

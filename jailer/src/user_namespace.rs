@@ -7,7 +7,7 @@
 use crate::caller::Caller;
 use crate::host;
 use rustix::fd::AsFd;
-use rustix::fs::OFlags;
+use rustix::fs::{OFlags, fstat};
 use rustix::io::{Errno, retry_on_intr, write};
 
 /// Maps `outside`, the effective user and group of whoever made the namespace, to `inside`. Called once, inside.
@@ -15,6 +15,15 @@ pub(crate) fn map(inside: Caller, outside: Caller) -> Result<(), Errno> {
     put("/proc/self/setgroups", "deny")?;
     put("/proc/self/gid_map", &format!("{} {} 1", inside.gid, outside.gid))?;
     put("/proc/self/uid_map", &format!("{} {} 1", inside.uid, outside.uid))
+}
+
+/// The inode number of the first user namespace, in which the machine started: `USER_NS_INIT_INO` of linux/nsfs.h.
+const INITIAL: u64 = 0xefff_fffd;
+
+/// Whether this process is in the first user namespace. One that cannot be looked at is not.
+pub(crate) fn is_initial() -> bool {
+    let namespace = host::open("/proc/self/ns/user", OFlags::RDONLY);
+    namespace.and_then(fstat).is_ok_and(|status| status.st_ino == INITIAL)
 }
 
 fn put(path: &str, text: &str) -> Result<(), Errno> {

@@ -14,7 +14,7 @@ pub(super) fn check(flags: Flags, rest: &[OsString], caller: Caller) -> Result<A
     let volume = volume(&flags)?;
     let network = network(&flags)?;
     let layout = chosen::layout(&flags, caller)?;
-    let pool = pool(&flags)?;
+    let pool = pool(&flags, caller)?;
     let user = who(&flags, caller, volume.is_some())?;
     let id = flags.id.ok_or(ArgsError::Missing("id"))?;
     if id.is_empty()
@@ -101,14 +101,14 @@ fn network(flags: &Flags) -> Result<Option<i32>, ArgsError> {
     descriptor("network-socket-fd", socket).map(Some)
 }
 
-fn pool(flags: &Flags) -> Result<Option<PathBuf>, ArgsError> {
+fn pool(flags: &Flags, caller: Caller) -> Result<Option<PathBuf>, ArgsError> {
     let Some(pool) = &flags.pool else { return Ok(None) };
-    let excluded = [
-        ("chroot-base-dir", flags.chroot_base_dir.is_some()),
-        ("volume-fd", flags.volume_fd.is_some()),
-        ("network-socket-fd", flags.network_socket_fd.is_some()),
-    ];
-    exclude("pool", &excluded)?;
+    let beside = flags.volume_fd.as_ref().map(|_| "volume-fd");
+    let beside = beside.or_else(|| flags.network_socket_fd.as_ref().map(|_| "network-socket-fd"));
+    if let Some(with) = beside.filter(|_| !caller.is_root()) {
+        let (value, allowed) = (pool.display().to_string(), format!("none is possible with --{with}"));
+        return Err(ArgsError::NotRoot { flag: "pool", value, allowed });
+    }
     if !pool.is_absolute() || has_dots(pool) || pool.file_name().is_none() {
         let allowed = "an absolute path without .. is expected";
         return Err(ArgsError::Path { flag: "pool", value: pool.clone(), allowed });

@@ -21,7 +21,6 @@ pub(super) fn layout(flags: &Flags, caller: Caller) -> Result<Layout, ArgsError>
     }
     let excluded = [
         ("control-fd", flags.control_fd.is_some()),
-        ("pool", flags.pool.is_some()),
         ("volume-fd", flags.volume_fd.is_some()),
         ("network-socket-fd", flags.network_socket_fd.is_some()),
     ];

@@ -225,7 +225,7 @@ fn firecrackers_layout_is_refused_where_it_cannot_be() {
     let error = |words: &[&str]| with(words).unwrap_err().to_string();
     assert_eq!(error(&["--layout", "full"]), "--layout \"full\": empty or firecracker is allowed");
     assert_eq!(error(&["--copy-binary"]), "--layout firecracker is missing");
-    for (flag, value) in [("control-fd", "7"), ("network-socket-fd", "7"), ("pool", "/run/husk/ns")] {
+    for (flag, value) in [("control-fd", "7"), ("network-socket-fd", "7")] {
         let word = format!("--{flag}");
         let said = error(&["--layout", "firecracker", &word, value]);
         assert_eq!(said, format!("--{flag} cannot be given with --layout firecracker"));
@@ -265,14 +265,27 @@ fn what_may_have_been_meant_is_named() {
 }
 
 #[test]
-fn a_pool_is_an_absolute_directory_and_a_sandboxs_alone() {
+fn a_pool_is_an_absolute_directory_and_without_root_a_sandboxs_alone() {
     assert_eq!(with(&["--pool", "/run/husk/ns"]).unwrap().pool, Some("/run/husk/ns".into()));
     for path in ["ns", "/run/../ns", "/", ""] {
         let error = with(&["--pool", path]).unwrap_err().to_string();
         assert_eq!(error, format!("--pool {path:?}: an absolute path without .. is expected"));
     }
-    for other in [["--chroot-base-dir", "/x"], ["--network-socket-fd", "5"]] {
-        let error = with(&[&["--pool", "/run/husk/ns"], &other[..]].concat()).unwrap_err().to_string();
-        assert_eq!(error, format!("{} cannot be given with --pool", other[0]));
+    for other in ["--volume-fd=5 --volume-socket-fd=6", "--network-socket-fd=5"] {
+        let words = format!("--id x --exec-file /opt/x --pool /run/husk/ns {other}");
+        let parse = |uid| Args::parse(words.split(' ').map(OsString::from), Caller { uid, gid: uid });
+        let error = parse(7).unwrap_err().to_string();
+        let flag = other.split('=').next().unwrap();
+        assert_eq!(
+            error,
+            format!(
+                "--pool \"/run/husk/ns\": none is possible with {flag}, for the jailer was not started as root"
+            )
+        );
+    }
+    for other in
+        [&["--chroot-base-dir", "/x"][..], &["--network-socket-fd", "5"], &["--layout", "firecracker"]]
+    {
+        assert!(with(&[&["--pool", "/run/husk/ns"], other].concat()).unwrap().pool.is_some(), "{other:?}");
     }
 }

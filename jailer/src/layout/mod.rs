@@ -113,9 +113,11 @@ pub enum ChrootStep {
     },
     /// Copy the program into the root, under this name; what is executed is the copy.
     CopyProgram(String),
-    /// New mount, IPC and UTS namespaces, entered in the directory.
+    /// Enter the root's directory, and make a mount of it that is attached to nothing.
+    TakeRoot,
+    /// New mount, IPC and UTS namespaces.
     Namespaces,
-    /// Make the root a mount, and mount the device nodes below it.
+    /// Attach the root's mount, and mount the device nodes below it.
     Mounts(Caller),
     /// Make the file that will hold the process's id: that of this program.
     PidFile(String),
@@ -159,6 +161,9 @@ pub(crate) fn plan(args: &Args, copy: bool, new_pid: bool) -> Plan {
     }));
     steps.extend(copy.then(|| Step::Chroot(ChrootStep::CopyProgram(args.program.clone()))));
     steps.push(if given { Step::FindParentCgroup(order) } else { Step::MakeCgroups(order) });
+    steps.push(Step::Chroot(ChrootStep::TakeRoot));
+    // The network is the caller's, or one that was joined.
+    steps.extend(plan::enter_pool(args, false, false));
     steps.extend([
         Step::Chroot(ChrootStep::Namespaces),
         Step::Hostname(args.id.clone()),
@@ -213,9 +218,12 @@ impl Site {
                 self.chroot.directory = Some(directory::prepare(base, program, id, *user)?);
             }
             ChrootStep::CopyProgram(name) => self.copy_program(name)?,
-            ChrootStep::Namespaces => self.enter_namespaces().map_err(named("namespaces"))?,
+            ChrootStep::TakeRoot => self.take_root().map_err(named("the mount of the root"))?,
+            ChrootStep::Namespaces => crate::sys::new_namespaces().map_err(named("namespaces"))?,
             ChrootStep::Mounts(user) => {
-                self.chroot.mount = Some(nodes::mount(*user).map_err(named("mounts and device nodes"))?);
+                let tree = self.chroot.mount.as_ref().ok_or(Errno::NOSYS);
+                let mounted = tree.and_then(|tree| nodes::mount(tree, *user));
+                mounted.map_err(named("mounts and device nodes"))?;
             }
             ChrootStep::PidFile(program) => {
                 let file = self.directory_mut()?.create(&format!("{program}.pid"), 0o644)?;
@@ -231,10 +239,12 @@ impl Site {
         Ok(None)
     }
 
-    /// From the directory, which the kernel moves into the new mount namespace: no path is resolved a second time.
-    fn enter_namespaces(&self) -> Result<(), Errno> {
-        fchdir(&self.chroot.directory.as_ref().ok_or(Errno::NOSYS)?.root)?;
-        crate::sys::new_namespaces()
+    /// No path is resolved a second time.
+    fn take_root(&mut self) -> Result<(), Errno> {
+        let root = &self.chroot.directory.as_ref().ok_or(Errno::NOSYS)?.root;
+        fchdir(root)?;
+        self.chroot.mount = Some(nodes::take(root)?);
+        Ok(())
     }
 
     fn directory_mut(&mut self) -> Result<&mut Directory, CellError> {

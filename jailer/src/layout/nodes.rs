@@ -6,6 +6,7 @@
 
 use super::directory::DEV;
 use crate::caller::Caller;
+use crate::host;
 use crate::jail::open_below;
 use crate::sys;
 use rustix::fd::{AsFd, OwnedFd};
@@ -22,26 +23,36 @@ const NODES: [(&str, u32, u32); 3] = [("kvm", 10, 232), ("net/tun", 10, 200), ("
 const MISC: u32 = 10;
 const NET: &str = "net";
 
-/// Makes the working directory a mount, with nodes for `user` in it. Returns what can become the root.
-pub(super) fn mount(user: Caller) -> Result<OwnedFd, Errno> {
-    // What the operator mounts below the directory later is to be seen; what is mounted here is not his.
+/// What the mounts of the root have, and those that the operator makes below it later have not: they are as he makes them.
+fn strict() -> MountAttrFlags {
+    MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC
+}
+
+/// Makes a mount of `directory`, with what is mounted below it, that is attached to nothing. What the operator mounts there later is
+/// seen in it; what is mounted in it is not his.
+pub(super) fn take(directory: &OwnedFd) -> Result<OwnedFd, Errno> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_RECURSIVE
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    let tree = open_tree(directory, "", flags)?;
+    sys::follow_tree(tree.as_fd(), strict())?;
+    Ok(tree)
+}
+
+/// Attaches `tree` to the working directory, with nodes for `user` in it. It can become the root then.
+pub(super) fn mount(tree: &OwnedFd, user: Caller) -> Result<(), Errno> {
     mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
-    let flags =
-        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
-    let tree = open_tree(CWD, ".", flags)?;
-    let strict = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    sys::set_tree_attributes(tree.as_fd(), strict)?;
     let itself = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     move_mount(tree.as_fd(), "", CWD, ".", itself)?;
-    let nodes = nodes(user, strict)?;
+    let nodes = nodes(user, strict())?;
     move_mount(
         nodes.as_fd(),
         "",
-        open_below(&tree, DEV)?.as_fd(),
+        open_below(tree, DEV)?.as_fd(),
         "",
         itself | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH,
-    )?;
-    Ok(tree)
+    )
 }
 
 fn nodes(user: Caller, strict: MountAttrFlags) -> Result<OwnedFd, Errno> {
@@ -56,7 +67,7 @@ fn nodes(user: Caller, strict: MountAttrFlags) -> Result<OwnedFd, Errno> {
         chmodat(&dev, name, Mode::from_raw_mode(mode), AtFlags::empty())?;
         chownat(&dev, name, Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)), AtFlags::empty())
     };
-    let misc = std::fs::read_to_string("/proc/misc").unwrap_or_default();
+    let misc = host::read("/proc/misc").unwrap_or_default();
     let faults = minor(&misc, "userfaultfd").map(|minor| ("userfaultfd", MISC, minor));
     for (name, major, minor) in NODES.into_iter().chain(faults) {
         let kind = FileType::CharacterDevice;

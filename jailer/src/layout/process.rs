@@ -6,6 +6,7 @@
 use super::Chroot;
 use crate::act::{CellError, Site, named};
 use crate::cgroup;
+use crate::host;
 use crate::sys::{self, Cloned};
 use landlock::{
     ABI, Access, AccessFs, AccessNet, Compatible, PathBeneath, Ruleset, RulesetAttr, RulesetCreatedAttr,
@@ -101,6 +102,7 @@ impl Site {
 
     /// Closes what is not the program's to have.
     pub(super) fn keep_standard(&mut self, null: bool) -> Result<(), Errno> {
+        host::forget();
         self.cgroups = cgroup::Made::default();
         let Chroot { spent, .. } = std::mem::take(&mut self.chroot);
         self.chroot.spent = spent;

@@ -29,6 +29,7 @@ fn the_order_is_this() {
         "OpenProgram",
         "Directory",
         "MakeCgroups",
+        "TakeRoot",
         "Namespaces",
         "Hostname",
         "Mounts",
@@ -50,6 +51,9 @@ fn the_order_is_this() {
         "Execute",
     ];
     assert_eq!(names(&planned(&[])), expected);
+    let mut with_pool = expected.to_vec();
+    with_pool.insert(4, "EnterPool");
+    assert_eq!(names(&planned(&["--pool", "/run/husk/ns"])), with_pool);
 }
 
 #[test]

@@ -58,6 +58,8 @@ fn the_order_is_this() {
 fn the_pool_is_entered_with_all_privileges_and_everything_of_the_host_open() {
     let at_pool = |plan: &Plan| place(plan, |step| matches!(step, Step::EnterPool { .. }));
     let root = plan(&["--pool", "/run/husk/ns"]);
+    let jailed = plan(&["--pool", "/run/husk/ns", "--chroot-base-dir", "/x"]);
+    assert!(place(&jailed, |step| matches!(step, Step::MakeJail { .. })) < at_pool(&jailed));
     let names = names(&root);
     let before =
         ["OpenProgram", "OpenNull", "MakeCgroups", "EnterPool", "RaiseLimit", "RaiseLimit", "BecomeUser"];
@@ -72,6 +74,29 @@ fn the_pool_is_entered_with_all_privileges_and_everything_of_the_host_open() {
     assert!(asks(&root) && !asks(&joined), "one network is enough");
     let rootless = planned(&["--id", "x", "--exec-file", "/opt/prog", "--pool", "/run/user/1/ns"], SOMEBODY);
     assert!(at_pool(&rootless) < place(&rootless, |step| matches!(step, Step::Clone { .. })));
+}
+
+#[test]
+fn what_root_takes_of_the_host_is_taken_before_the_pool_is_entered() {
+    let volume = ["--id", "x", "--exec-file", "/opt/fs", "--volume-fd", "5", "--volume-socket-fd", "6"];
+    let network =
+        ["--id", "x", "--exec-file", "/opt/p", "--uid", "5", "--gid", "6", "--network-socket-fd", "6"];
+    for (words, take, network) in
+        [(&volume[..], Step::TakeVolume { writable: false }, true), (&network, Step::TakeSystem, false)]
+    {
+        let with = planned(&[words, &["--pool", "/run/husk/ns"]].concat(), ROOT);
+        let pool = Step::EnterPool { path: "/run/husk/ns".into(), caller: ROOT, network, proc: true };
+        let taken = place(&with, |step| *step == take);
+        assert_eq!((&with.steps()[taken + 1], names(&with)[taken + 2].as_str()), (&pool, "Clone"));
+        let without = planned(words, ROOT);
+        let mut steps = with.steps().to_vec();
+        steps.remove(taken + 1);
+        assert_eq!(steps, without.steps(), "the pool adds a step and changes none");
+    }
+    // Without root a mount can be copied only where the cell's user is root, and the host's table is his then.
+    let rootless = planned(&volume, SOMEBODY);
+    let private = place(&rootless, |step| *step == Step::PrivateMounts);
+    assert_eq!(place(&rootless, |step| *step == Step::TakeVolume { writable: false }), private + 1);
 }
 
 fn names_of_the_rest(plan: &Plan) -> Vec<String> {
@@ -118,7 +143,7 @@ fn privileges_are_used_before_they_are_given_up() {
 #[test]
 fn everything_from_the_host_is_opened_before_the_root_is_swapped() {
     let plan = plan(&["--netns", "/run/netns/x"]);
-    let root = place(&plan, |step| matches!(step, Step::EmptyRoot { jail: false }));
+    let root = place(&plan, |step| matches!(step, Step::EmptyRoot));
     for wanted in
         [Step::OpenNull, Step::OpenNetns("/run/netns/x".into()), Step::PrivateMounts, Step::JoinNetns]
     {
@@ -146,7 +171,7 @@ fn a_volumes_cell_makes_nothing_and_keeps_little() {
     let plan = planned(&words, ROOT);
     let made = |step: &Step| matches!(step, Step::MakeCgroups(_) | Step::MakeJail { .. });
     assert!(!plan.steps().iter().any(made));
-    let root = place(&plan, |step| *step == Step::VolumeRoot { writable: true });
+    let root = place(&plan, |step| *step == Step::RootOfParts);
     let cloned = place(&plan, |step| matches!(step, Step::Clone { user: false, net: true, detached: false }));
     let entered = place(&plan, |step| matches!(step, Step::EnterVolume(_)));
     assert!(entered < cloned && cloned < root);
@@ -177,7 +202,7 @@ fn a_networks_cell_is_in_the_hosts_network_and_keeps_no_privilege() {
             Some(Step::Clone { user: rootless, net: false, detached: false }),
             rootless.then_some(Step::MapUser { inside: SOMEBODY, outside: SOMEBODY }),
             Some(Step::CgroupNamespace),
-            Some(Step::SystemRoot),
+            Some(Step::RootOfParts),
             Some(Step::KeepDescriptors),
             Some(Step::SpeakOnStandardError),
             Some(Step::DropBoundingSet),

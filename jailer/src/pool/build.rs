@@ -123,7 +123,7 @@ pub(super) fn settle() -> Result<OwnedFd, Errno> {
     cell::leave_old_root()?;
     let pool = own(c"mnt")?;
     sys::unshare(libc::CLONE_NEWNS)?;
-    cell::empty_root(false)?;
+    cell::empty_root()?;
     let stub = own(c"mnt")?;
     move_into_link_name_space(pool.as_fd(), Some(LinkNameSpaceType::Mount))?;
     bind(&stub, CWD, STUB)?;

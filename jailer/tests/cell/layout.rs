@@ -6,7 +6,7 @@ use rustix::fs::CWD;
 use serde_json::{Value, json};
 use std::fs;
 use std::io::{Read, Write};
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -29,7 +29,7 @@ impl World {
     }
 
     /// What the witness has said.
-    fn seen(&self, id: &str) -> Value {
+    pub(crate) fn seen(&self, id: &str) -> Value {
         let begun = Instant::now();
         loop {
             let text = fs::read_to_string(self.root(id).join("seen")).unwrap_or_default();
@@ -46,7 +46,7 @@ impl World {
     }
 
     /// Removes what the operator removes; true if nothing else is left.
-    fn clear(&self, id: &str) -> bool {
+    pub(crate) fn clear(&self, id: &str) -> bool {
         fs::remove_dir_all(self.jail(id)).unwrap();
         self.remove(id)
     }
@@ -270,13 +270,12 @@ fn what_the_operator_mounts_later_is_seen_and_nothing_goes_the_other_way() {
     else {
         return;
     };
-    let root = world.root("mounts");
-    fs::create_dir_all(root.join("later")).unwrap();
-    let script = "mount -t tmpfs -o mode=755 base \"$1\" && mount --make-shared \"$1\" && mkdir -p \"$2/later\" && \
-                  \"$3\" --layout firecracker --id mounts --uid 54321 --gid 54322 --parent-cgroup \"$4\" --exec-file \"$5\" \
-                  --chroot-base-dir \"$1\" -- --report /seen < \"$6\" & pid=$!; \
-                  while [ ! -s \"$2/seen\" ]; do sleep 0.05; done; mount -t tmpfs later \"$2/later\"; \
-                  grep -c ' /later ' /proc/$pid/mountinfo; grep -c \"$2/dev\" /proc/self/mountinfo; kill $pid";
+    let script = "base=$1 root=$2 jailer=$3 parent=$4 program=$5 fifo=$6; shift 6; \
+                  mount -t tmpfs -o mode=755 base \"$base\" && mount --make-shared \"$base\" && mkdir -p \"$root/later\" && \
+                  \"$jailer\" --layout firecracker --id mounts --uid 54321 --gid 54322 --parent-cgroup \"$parent\" \
+                  --exec-file \"$program\" --chroot-base-dir \"$base\" \"$@\" -- --report /seen < \"$fifo\" & pid=$!; \
+                  while [ ! -s \"$root/seen\" ]; do sleep 0.05; done; mount -t tmpfs later \"$root/later\"; \
+                  grep -c ' /later ' /proc/$pid/mountinfo; grep -c \"$root/dev\" /proc/self/mountinfo; kill $pid";
     let fifo = world.base.join("fifo");
     rustix::fs::mknodat(CWD, &fifo, rustix::fs::FileType::Fifo, rustix::fs::Mode::from_raw_mode(0o600), 0)
         .unwrap();
@@ -284,14 +283,17 @@ fn what_the_operator_mounts_later_is_seen_and_nothing_goes_the_other_way() {
     let base = world.base.join("shared");
     fs::create_dir(&base).unwrap();
     let root = base.join("witness/mounts/root");
-    let mut command = Command::new("unshare");
-    command.args(["-m", "sh", "-c", script, "sh"]).arg(&base).arg(&root);
-    command.arg(env!("CARGO_BIN_EXE_husk-jailer")).arg(PARENT).arg(witness()).arg(&fifo);
-    let output = command.output().unwrap();
+    fs::set_permissions(&world.base, fs::Permissions::from_mode(0o755)).unwrap();
+    for pool in [None, Some(world.base.join("ns"))] {
+        let mut command = Command::new("unshare");
+        command.args(["-m", "sh", "-c", script, "sh"]).arg(&base).arg(&root);
+        command.arg(env!("CARGO_BIN_EXE_husk-jailer")).arg(PARENT).arg(witness()).arg(&fifo);
+        command.args(pool.iter().flat_map(|pool| ["--pool".as_ref(), pool.as_os_str()]));
+        let output = command.output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "1\n0\n", "{pool:?}: {output:?}");
+        assert!(world.remove("mounts"));
+    }
     drop(keep);
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "1\n0\n", "{output:?}");
-    fs::remove_dir_all(world.root("mounts").parent().unwrap()).unwrap();
-    assert!(world.remove("mounts"));
 }
 
 #[test]

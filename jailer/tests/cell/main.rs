@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test ends at its first surprise")]
 
+mod beside;
 mod cgroups;
 mod layout;
 mod obstacles;

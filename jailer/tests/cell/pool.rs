@@ -14,13 +14,13 @@ use std::time::Duration;
 const SIZE: usize = 16;
 
 /// A pool, until dropped.
-struct Pool<'a> {
+pub(crate) struct Pool<'a> {
     world: &'a World,
-    path: PathBuf,
+    pub(crate) path: PathBuf,
 }
 
 impl<'a> Pool<'a> {
-    fn new(world: &'a World) -> Self {
+    pub(crate) fn new(world: &'a World) -> Self {
         std::fs::set_permissions(&world.base, PermissionsExt::from_mode(0o755)).unwrap();
         Self { world, path: world.base.join("ns") }
     }
@@ -31,7 +31,7 @@ impl<'a> Pool<'a> {
         command
     }
 
-    fn fill(&self) {
+    pub(crate) fn fill(&self) {
         assert!(self.command("fill").status().unwrap().success());
     }
 
@@ -51,7 +51,7 @@ impl<'a> Pool<'a> {
         outcome
     }
 
-    fn count(&self, what: &str) -> usize {
+    pub(crate) fn count(&self, what: &str) -> usize {
         std::fs::read_dir(self.path.join(what)).map(Iterator::count).unwrap_or_default()
     }
 
@@ -73,22 +73,22 @@ impl Drop for Pool<'_> {
 }
 
 /// A cell whose program waits until the socket is closed.
-struct Waiting {
+pub(crate) struct Waiting {
     id: String,
     control: OwnedFd,
     jailer: Child,
-    pid: i32,
+    pub(crate) pid: i32,
 }
 
 impl Waiting {
-    fn start(mut jailer: Command, id: &str) -> Self {
+    pub(crate) fn start(mut jailer: Command, id: &str) -> Self {
         jailer.args(["--", "--wait"]);
         let (control, jailer) = start(jailer);
         Self { id: id.to_owned(), control, jailer, pid: 0 }
     }
 
     /// Until the jailer and the program have spoken, in whatever order.
-    fn up(&mut self) -> Result<(), String> {
+    pub(crate) fn up(&mut self) -> Result<(), String> {
         let mut spoke = false;
         while self.pid == 0 || !spoke {
             let Some(bytes) = hear(&self.control) else {
@@ -107,11 +107,11 @@ impl Waiting {
         Ok(())
     }
 
-    fn namespace(&self, kind: &str) -> PathBuf {
+    pub(crate) fn namespace(&self, kind: &str) -> PathBuf {
         std::fs::read_link(format!("/proc/{}/ns/{kind}", self.pid)).unwrap()
     }
 
-    fn end(self, world: &World) {
+    pub(crate) fn end(self, world: &World) {
         drop(self.control);
         assert!(self.jailer.wait_with_output().unwrap().status.success());
         assert!(reap(self.pid));

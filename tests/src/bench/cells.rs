@@ -32,10 +32,14 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// What the program in the cell does: says `began`, nanoseconds of `CLOCK_MONOTONIC`, and sleeps.
 pub fn stub(began: u64) {
     let bytes = began.to_le_bytes();
-    // SAFETY: a plain number: whether a socket is there is what the call tells.
-    #[expect(unsafe_code, reason = "descriptor 3 is the control socket by the cell's rule")]
-    let control = unsafe { BorrowedFd::borrow_raw(CONTROL) };
-    if send(control, &bytes, SendFlags::NOSIGNAL).is_err() {
+    let tell = |number| {
+        #[expect(unsafe_code, reason = "what 3 and 4 are is the cell's rule")]
+        // SAFETY: a plain number: whether a socket is there is what the call tells.
+        let socket = unsafe { BorrowedFd::borrow_raw(number) };
+        send(socket, &bytes, SendFlags::NOSIGNAL).is_ok()
+    };
+    // A network's program has no control socket, but the one behind it.
+    if !tell(CONTROL) && !tell(CONTROL + 1) {
         let _ = rustix::io::write(rustix::stdio::stdout(), &bytes);
     }
     loop {
@@ -126,8 +130,7 @@ impl Maker {
                 let (ours, theirs) =
                     socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
                 // Not closed at the jailer's execution, nor on another jailer's that is started meanwhile, which does no harm.
-                let theirs = fcntl_dupfd_cloexec(theirs, INHERITED)?;
-                rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty())?;
+                let theirs = inherited(theirs.as_fd())?;
                 let number = rustix::fd::AsRawFd::as_raw_fd(&theirs).to_string();
                 command.args(["--parent-cgroup", PARENT, "--control-fd", &number, "--pool"]).arg(POOL);
                 command.stdout(Stdio::null());
@@ -147,6 +150,77 @@ impl Maker {
         let base = self.base.join(self.program.file_name().unwrap_or_default()).join(&id);
         Ok(Living { whose: self.whose, id, base, jailer, said, spawned, began: 0 })
     }
+}
+
+/// What runs in a cell of its own beside a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Beside {
+    /// The server of a volume.
+    Volume,
+    /// The process that is a network.
+    Network,
+}
+
+impl Maker {
+    /// Makes the cell of what is beside the sandbox `living`, with which it ends, and waits until its program runs. `pool`: out of
+    /// Husk's pool. Returns how long it took from the jailer's spawn, in nanoseconds.
+    ///
+    /// # Errors
+    /// The jailer or the cell failed.
+    pub fn make_beside(&self, living: &Living, what: Beside, pool: bool) -> io::Result<u64> {
+        let (control, far) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let (served, served_far) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let directory = fs::File::open(&self.base)?;
+        let [far, served_far, directory] =
+            [inherited(far.as_fd())?, inherited(served_far.as_fd())?, inherited(directory.as_fd())?];
+        let number = |file: &OwnedFd| rustix::fd::AsRawFd::as_raw_fd(file).to_string();
+        let mut command = Command::new(&self.jailer);
+        command.env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit());
+        command.args(["--id", &living.id, "--cgroup-version", "2", "--parent-cgroup", PARENT, "--exec-file"]);
+        command.arg(&self.program).args(["--cgroup", "pids.max=64", "--control-fd", &number(&far)]);
+        let said = match what {
+            Beside::Volume => {
+                command.args([
+                    "--volume-fd",
+                    &number(&directory),
+                    "--volume-socket-fd",
+                    &number(&served_far),
+                ]);
+                control
+            }
+            Beside::Network => {
+                command.args(["--uid", USER, "--gid", USER, "--network-socket-fd", &number(&served_far)]);
+                served
+            }
+        };
+        command.args(pool.then_some(["--pool", POOL]).into_iter().flatten()).arg("--");
+        let spawned = now_ns();
+        let jailer = command.spawn()?;
+        drop((far, served_far, directory));
+        let mut one = Living {
+            whose: self.whose,
+            id: living.id.clone(),
+            base: PathBuf::new(),
+            jailer,
+            said,
+            spawned,
+            began: 0,
+        };
+        let waited = one.wait();
+        let took = one.took();
+        // With it the sandbox ends, whose cgroup it is in.
+        drop(one);
+        waited.map(|()| took)
+    }
+}
+
+/// The same file where a jailer that is started finds it.
+fn inherited(file: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let file = fcntl_dupfd_cloexec(file, INHERITED)?;
+    rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::empty())?;
+    Ok(file)
 }
 
 impl Living {

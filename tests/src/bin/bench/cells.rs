@@ -1,4 +1,6 @@
-//! The table of what one more cell costs, by how many there are and how many mounts the host has; and of sixteen at once.
+//! The tables of what one more cell costs, by how many there are and how many mounts the host has; and of sixteen at once.
+
+mod beside;
 
 use crate::Options;
 use husk_tests::bench::cells::{Living, Maker, Mounts, Whose};
@@ -131,7 +133,7 @@ fn count(candidates: &[Candidate], options: &Options, scratch: &Path) -> Result<
         println!();
     }
     print_aims(&columns);
-    Ok(())
+    beside::count(candidates, options.runs, scratch)
 }
 
 /// A candidate's figures, in the rows' order, in which there are more and more cells.
