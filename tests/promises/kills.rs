@@ -4,8 +4,8 @@
 //! A step is a system call that changes something outside of its process, or what the process is and may do. A run that nobody
 //! disturbs says which there are, and who lives at each; then each cycle is one run that is disturbed at one step of one process, by
 //! a SIGKILL of that process or of another. `HUSK_CYCLES` says how many cycles a test makes: few are spread over the steps; from as many
-//! as there are steps on, each is there, and then each with every victim that there is. A thousand take an emulated machine half an
-//! hour: `HUSK_CYCLES=1000 HUSK_TESTS_DEADLINE=3600 make test FILTER=item_31`.
+//! as there are steps on, each is there, and then each with every victim that there is. A thousand take an emulated machine twelve
+//! minutes: `HUSK_CYCLES=1000 HUSK_TESTS_DEADLINE=3600 make test FILTER=item_31`.
 
 use husk_tests::footprint::Footprint;
 use husk_tests::husk::{Husk, Outcome, binary};
