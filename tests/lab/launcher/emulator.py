@@ -1,7 +1,8 @@
 """The QEMU that runs L1: the system's, with one instruction less.
 
 Owns a copy of the system's binary, kept by content beside L1's kernel. Refuses nothing: a QEMU whose code does not have the
-instruction, or more than one like it, is used as it is. Invariant: no file of the system is changed.
+instruction, or more than one like it, is used as it is, and so is one where there is no room for a copy; a line
+says so. Invariant: no file of the system is changed.
 
 The emulation of VMRUN, when it delivers an interrupt that KVM injects (EVENTINJ), also notes the vector as that of a pending
 exception and never takes the note back. If a device asks the emulator's loop for attention before the next VMEXIT, the loop
@@ -10,6 +11,7 @@ for its own lock, or an interrupt comes between the return's instructions. With 
 the note, does not even see that its share is used up, and the machine's time stands still.
 """
 
+import contextlib
 import glob
 import hashlib
 import os
@@ -58,14 +60,20 @@ def command():
 
 
 def write(path, code):
-    """Puts a program in place at once, so that two who start together do no harm; False without one."""
-    if code is None:
-        print("lab: this QEMU is not known to be mended: guests may now and then get an interrupt twice", file=sys.stderr)
-        return False
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    """Puts a program in place at once, so that two who start together do no harm; False, and a line, where that cannot be."""
+    why = "its code is not the one that is known" if code is None else None
     draft = "%s.%d" % (path, os.getpid())
-    with open(draft, "wb") as file:
-        file.write(code)
-    os.chmod(draft, 0o755)
-    os.rename(draft, path)
-    return True
+    try:
+        if code is not None:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(draft, "wb") as file:
+                file.write(code)
+            os.chmod(draft, 0o755)
+            os.rename(draft, path)
+    except OSError as error:
+        why = "%s: %s (free some room, or name another directory by XDG_CACHE_HOME)" % (path, error.strerror)
+        with contextlib.suppress(OSError):
+            os.remove(draft)
+    if why:
+        print("lab: this machine's QEMU runs unmended, and a guest may get an interrupt twice and hang: " + why, file=sys.stderr)
+    return why is None
